@@ -1,0 +1,1 @@
+"""What `import medseg` offers: whole steps, from a dataset to scored predictions."""

@@ -1,0 +1,315 @@
+"""Train one fold: put its parts together, run the loop, leave its weights."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.augment.pipeline import Augmenter
+from medseg.augment.settings import is_anisotropic
+from medseg.data.loader import Batch, batches
+from medseg.data.patches import PatchSampler
+from medseg.data.splits import Split
+from medseg.data.store import CaseStore, Entry
+from medseg.data.workspace import DatasetFolder
+from medseg.errors import DatasetError
+from medseg.execute.progress import progress_bar
+from medseg.labels import LabelScheme
+from medseg.losses.deep_supervision import build_loss
+from medseg.models.build import build_network
+from medseg.models.precision import autocast_dtype, pick_device
+from medseg.models.weights import save_weights
+from medseg.report.figures import progress_figure
+from medseg.schema.base import write_json
+from medseg.schema.dataset import DatasetSpec
+from medseg.schema.plans import Configuration, Plans
+from medseg.schema.recipe import Recipe
+from medseg.train.checkpoint import load_checkpoint, save_checkpoint
+from medseg.train.journal import Journal
+from medseg.train.loop import train as run_loop
+from medseg.train.schedule import Length
+from medseg.train.trainer import Parts, Trainer
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_SECONDS = 300.0
+_CACHE_SHARE = 0.4
+"""Share of the free memory that preprocessed cases may fill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldRun:
+    """One fold of a run, and everything its training is told."""
+
+    folder: DatasetFolder
+    plans: Plans
+    """Plans with the one configuration, as the recipe changed it."""
+    config: str
+    recipe: Recipe
+    recipe_name: str
+    path: Path
+    """The run's folder."""
+    fold: str
+    """fold_0 ... or all."""
+    split: Split
+    seed: int | None
+    device: str
+    iterations: int | None
+    budget_seconds: float | None
+    started: float
+    """`time.monotonic()` that the budget counts from."""
+    progress: bool
+
+    @property
+    def fold_path(self) -> Path:
+        """Return the fold's folder."""
+        return self.path / self.fold
+
+    @property
+    def weights_path(self) -> Path:
+        """Return the folder of the fold's finished weights."""
+        return self.fold_path / "weights"
+
+    @property
+    def configuration(self) -> Configuration:
+        """Return the configuration that is trained."""
+        return self.plans.configurations[self.config]
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Return the network axes that may be mirrored."""
+        axes = self.recipe.augmentation.mirror_axes
+        return tuple(range(self.configuration.num_dimensions)) if axes is None else axes
+
+
+def train_fold(run: FoldRun, *, restart: bool = False) -> None:
+    """Train a fold to its end; go on from its last checkpoint; leave a finished fold alone."""
+    if restart:
+        shutil.rmtree(run.fold_path, ignore_errors=True)
+    if (run.weights_path / "final.safetensors").is_file():
+        logger.info("%s is trained already; --restart trains it anew", run.fold_path)
+        return
+    spec = run.folder.spec()
+    labels = LabelScheme.from_spec(spec)
+    entries = _entries(run)
+    trainer, sampler = _put_together(run, spec, labels, entries)
+    checkpoints, journal = run.fold_path / "checkpoints", Journal(run.fold_path / "journal.jsonl")
+    state = load_checkpoint(checkpoints)
+    if state is not None:
+        trainer.load_state_dict(state)
+        logger.info("going on from iteration %d", trainer.length.iteration)
+    journal.cut_back(trainer.epoch)
+    saver = _Saver(run, trainer)
+    total = trainer.length.num_iterations
+    with (
+        progress_bar(total, f"train {run.fold}", shown=run.progress, unit="step") as bar,
+        closing(batches(sampler, first=trainer.length.iteration)) as source,
+    ):
+        bar.update(trainer.length.iteration)
+        run_loop(
+            trainer,
+            batches=source,
+            validation_batches=lambda: _validation_batches(run, sampler, entries),
+            observers=[journal, _Picture(journal, run.fold_path / "progress.png")],
+            save_checkpoint=saver,
+            on_iteration=lambda loss: _tick(bar, trainer, loss),
+        )
+    progress_figure(journal.rows(), run.fold_path / "progress.png")
+    saver.finish()
+
+
+def _tick(bar: Any, trainer: Trainer, loss: float | None) -> None:
+    if bar.disable:
+        return
+    bar.total = trainer.length.estimated_iterations()
+    if loss is not None:
+        bar.set_postfix_str(f"loss {loss:.3f}, {trainer.length.progress:.0%}", refresh=False)
+    bar.update()
+
+
+def _put_together(
+    run: FoldRun, spec: DatasetSpec, labels: LabelScheme, entries: dict[str, Entry]
+) -> tuple[Trainer, PatchSampler]:
+    recipe, configuration = run.recipe, run.configuration
+    seed = _seed(run)
+    torch.manual_seed(seed)
+    device = pick_device(run.device)
+    deep = recipe.loss.deep_supervision
+    network = build_network(
+        configuration.architecture,
+        num_inputs=len(spec.channels),
+        num_logits=labels.num_logits,
+        deep_supervision=deep,
+    )
+    patch_size = recipe.sampling.patch_size or configuration.patch_size
+    augmenter = Augmenter(
+        recipe.augmentation,
+        patch_size,
+        mask_channels=configuration.use_mask_for_norm,
+        dummy_2d=is_anisotropic(patch_size),
+    )
+    batch_dice = recipe.loss.batch_dice
+    parts = Parts(
+        network=network,
+        loss=build_loss(
+            recipe.loss.name,
+            batch_dice=configuration.batch_dice if batch_dice is None else batch_dice,
+            has_regions=labels.has_regions,
+        ),
+        augmenter=augmenter,
+        labels=labels,
+        device=device,
+        dtype=autocast_dtype(device, recipe.precision),
+        compiled=False,
+        seed=seed,
+    )
+    sampler = PatchSampler(
+        entries=entries,
+        case_ids=run.split.train,
+        source_size=augmenter.source_size,
+        final_size=patch_size,
+        batch_size=recipe.sampling.batch_size or configuration.batch_size,
+        foreground_fraction=recipe.sampling.foreground_fraction,
+        structures=tuple(labels.foreground.values()),
+        seed=seed,
+    )
+    return Trainer(recipe, parts, _length(run)), sampler
+
+
+def _length(run: FoldRun) -> Length:
+    if run.budget_seconds is not None:
+        return Length(num_iterations=None, deadline=run.started + run.budget_seconds)
+    planned = run.recipe.epochs * run.recipe.iterations_per_epoch
+    return Length(num_iterations=run.iterations or planned)
+
+
+def _seed(run: FoldRun) -> int:
+    """Return the seed of this fold; folds of one run differ."""
+    number = run.fold.removeprefix("fold_")
+    return (run.seed or 0) * 1000 + (int(number) if number.isdigit() else 999)
+
+
+def _entries(run: FoldRun) -> dict[str, Entry]:
+    """Open the cases of the fold, in memory where they fit."""
+    store = CaseStore(run.folder.store_path)
+    index = store.read_index(f"{run.plans.name}__{run.config}")
+    cases = [*run.split.train, *run.split.validation]
+    missing = [case for case in cases if case not in index]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} cases have not been preprocessed for {run.config!r}: "
+            f"{', '.join(missing[:5])}. Run 'medseg preprocess' again."
+        )
+    entries = {case: store.open(index[case]) for case in cases}
+    needed = sum(entry.memory_bytes for entry in entries.values())
+    if needed <= _CACHE_SHARE * free_memory_bytes():
+        return {case: entry.loaded() for case, entry in entries.items()}
+    logger.info("preprocessed cases (%.1f GB) stay on disk", needed / 1e9)
+    return entries
+
+
+def free_memory_bytes() -> float:
+    """Return the memory this process may still take, as far as the system tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            rows = dict(line.split(":", 1) for line in file)
+        return float(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4e9
+
+
+def _validation_batches(
+    run: FoldRun, sampler: PatchSampler, entries: dict[str, Entry]
+) -> Iterable[Batch]:
+    """Return the same validation patches every epoch, cut at their final size."""
+    count = run.recipe.validation_iterations
+    if not run.split.validation or count == 0:
+        return ()
+    chosen = replace(
+        sampler,
+        entries=entries,
+        case_ids=run.split.validation,
+        source_size=sampler.final_size,
+        seed=sampler.seed + 500,
+    )
+    return _first(batches(chosen, first=0), count)
+
+
+def _first(source: Generator[Batch], count: int) -> Iterator[Batch]:
+    with closing(source) as open_source:
+        yield from islice(open_source, count)
+
+
+class _Picture:
+    """Redraws the progress picture, at most every half minute."""
+
+    def __init__(self, journal: Journal, path: Path) -> None:
+        self._journal, self._path, self._drawn = journal, path, time.monotonic()
+
+    def on_epoch_end(self, row: Any) -> None:
+        """Redraw if it is time."""
+        if time.monotonic() - self._drawn > 30:
+            progress_figure(self._journal.rows(), self._path)
+            self._drawn = time.monotonic()
+
+
+class _Saver:
+    """Writes checkpoints when it is time, the best weights when they are, the final at the end."""
+
+    def __init__(self, run: FoldRun, trainer: Trainer) -> None:
+        self._run, self._trainer, self._saved = run, trainer, time.monotonic()
+
+    def __call__(self) -> None:
+        if self._trainer.is_best:
+            self._save("best")
+        if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        folder = self._run.fold_path / "checkpoints"
+        save_checkpoint(folder, self._trainer.length.iteration, self._trainer.state_dict())
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Write the final weights and what the run was."""
+        self._checkpoint()
+        self._save("final")
+        length = self._trainer.length
+        write_json(
+            self._run.fold_path / "run.json",
+            {
+                "iterations": length.iteration,
+                "epochs": self._trainer.epoch,
+                "seconds_to_last_step": round(time.monotonic() - self._run.started, 1),
+                "budget_seconds": self._run.budget_seconds,
+                "device": str(self._trainer.parts.device),
+                "precision": str(self._trainer.parts.dtype or torch.float32).removeprefix("torch."),
+                "compiled": self._trainer.parts.compiled,
+                "threads": torch.get_num_threads(),
+                "seed": self._trainer.parts.seed,
+                "skipped_steps": self._trainer.num_skipped,
+                "best_patch_dice": self._trainer.best_dice,
+            },
+        )
+
+    def _save(self, name: str) -> None:
+        metadata = {"iteration": str(self._trainer.length.iteration), "fold": self._run.fold}
+        self._run.weights_path.mkdir(parents=True, exist_ok=True)
+        path = self._run.weights_path / f"{name}.safetensors"
+        save_weights(path, self._trainer.weights(), metadata)
+
+
+def trained_weights(run: FoldRun) -> dict[str, Path]:
+    """Return checkpoint -> weight file of a fold, empty if it is not trained."""
+    names = ("final", "best")
+    paths = {name: run.weights_path / f"{name}.safetensors" for name in names}
+    return {name: path for name, path in paths.items() if path.is_file()}

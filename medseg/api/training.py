@@ -1,0 +1,246 @@
+"""Train folds of a configuration, bundle their weights, and judge them on whole volumes."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medseg.api.fold import FoldRun, train_fold
+from medseg.api.recipes import format_recipe, read_recipe
+from medseg.api.validation import validate_fold, write_run_bundle
+from medseg.data.splits import Split, read_or_make_splits
+from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
+from medseg.errors import ConfigError, PlanError
+from medseg.schema.base import validate, write_json, write_text
+from medseg.schema.metrics import Metrics
+from medseg.schema.plans import Configuration, Plans
+from medseg.schema.recipe import NetworkRecipe, Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What `train` made."""
+
+    path: Path
+    """The run's folder."""
+    bundle: Path
+    """The bundle with all folds trained so far."""
+    metrics: dict[str, Metrics]
+    """Fold -> full-volume validation; the fold "all" has none."""
+
+
+def train(  # noqa: PLR0913 - one option of the command each
+    dataset: str | Path,
+    config: str,
+    fold: int | str,
+    *,
+    plans: str = "nnunet",
+    recipe: str | Path = "default",
+    set: Sequence[str] | Mapping[str, Any] | None = None,  # noqa: A002 - the command's name
+    name: str | None = None,
+    budget: str | float | None = None,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    validate_only: bool = False,
+    restart: bool = False,
+    workspace: str | Path = DEFAULT_WORKSPACE,
+    progress: bool = False,
+    started: float | None = None,
+) -> Run:
+    """Train one fold, all folds one after another ("cv"), or one model on every case ("all").
+
+    The same call again goes on where it stopped; a finished fold is left alone.
+
+    Args:
+        dataset: Path of raw data, or a name or number in the workspace.
+        config: Configuration of the plans, such as "3d_fullres".
+        fold: 0 to N-1, "all" or "cv".
+        plans: Name of the plans.
+        recipe: Name or path of a recipe.
+        set: Changes to the recipe: "path.to.field=value" strings or a mapping.
+        name: Name of the run; None takes the recipe's.
+        budget: Wall-clock time for each fold, such as "10m" or "4h" (or seconds): the schedule is
+            fitted to end within it.
+        epochs: Length in epochs instead of the recipe's.
+        iterations: Length in optimiser steps instead of the recipe's.
+        seed: Seed of weights, patches and augmentation; None: 0.
+        device: "auto", "cpu", "cuda:N" or "mps".
+        validate_only: Judge the weights that are there; train nothing.
+        restart: Throw away what this fold has and start anew.
+        workspace: Folder that holds what medseg makes.
+        progress: Show progress bars on standard error.
+        started: `time.monotonic()` that the budget counts from; None: now.
+
+    Raises:
+        ConfigError: If an option, the recipe or the fold does not fit.
+        DatasetError: If the dataset has not been preprocessed.
+        PlanError: If the plans lack the configuration.
+    """
+    started = time.monotonic() if started is None else started
+    folder, _ = Workspace(Path(workspace)).find(dataset)
+    resolved = _with_length(read_recipe(recipe, set), budget, epochs, iterations)
+    planned = folder.plans(plans)
+    configuration = apply_network(planned.configuration(config), resolved.network)
+    if configuration.previous_stage is not None:
+        raise PlanError(
+            f"configuration {config!r} is the second stage of a cascade, which this version does "
+            f"not train yet. Train {configuration.previous_stage!r} or '3d_fullres' instead."
+        )
+    path = folder.run_path(plans, config, name or Path(str(recipe)).stem)
+    _claim_run(path, resolved, _environment())
+    metrics = {}
+    for number, (fold_name, split) in enumerate(_splits(folder, fold).items()):
+        run = FoldRun(
+            folder=folder,
+            plans=_narrowed(planned, config, configuration),
+            config=config,
+            recipe=resolved,
+            recipe_name=Path(str(recipe)).stem,
+            path=path,
+            fold=fold_name,
+            split=split,
+            seed=seed,
+            device=device,
+            iterations=iterations,
+            budget_seconds=None if budget is None else parse_duration(budget),
+            started=started if number == 0 else time.monotonic(),
+            progress=progress,
+        )
+        if not validate_only:
+            train_fold(run, restart=restart)
+        bundle = write_run_bundle(run)
+        if split.validation:
+            metrics[fold_name] = validate_fold(run, bundle)
+    return Run(path=path, bundle=path / "bundle", metrics=metrics)
+
+
+def apply_network(configuration: Configuration, changes: NetworkRecipe) -> Configuration:
+    """Return the configuration with a recipe's changes to its network."""
+    planned = configuration.architecture
+    base = changes.base_features or planned.features[0]
+    limit = changes.max_features or max(planned.features)
+    features = planned.features
+    if changes.base_features or changes.max_features:
+        features = tuple(min(base * 2**stage, limit) for stage in range(len(planned.features)))
+    kind = changes.kind or planned.kind
+    blocks = planned.blocks_encoder
+    if kind != planned.kind:
+        blocks = _blocks(kind, len(features))
+    architecture = planned.model_copy(
+        update={"features": features, "kind": kind, "blocks_encoder": blocks}
+    )
+    return configuration.model_copy(update={"architecture": architecture})
+
+
+def _blocks(kind: str, num_stages: int) -> tuple[int, ...]:
+    """Return the usual number of encoder blocks per stage.
+
+    Source:
+        Default and residual-encoder planners of nnU-Net v2.
+    """
+    residual = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
+    return residual[:num_stages] if kind == "residual_unet" else (2,) * num_stages
+
+
+def parse_duration(duration: str | float) -> float:
+    """Return seconds.
+
+    Raises:
+        ConfigError: If it is not a positive time such as 90s, 10m or 4h.
+
+    Examples:
+        >>> parse_duration("10m"), parse_duration("1.5h"), parse_duration(30)
+        (600.0, 5400.0, 30.0)
+    """
+    text = str(duration).strip().lower()
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}.get(text[-1:])
+    try:
+        seconds = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"budget is {duration!r}; expected a time such as 90s, 10m or 4h.")
+    return seconds
+
+
+def _with_length(
+    recipe: Recipe, budget: str | float | None, epochs: int | None, iterations: int | None
+) -> Recipe:
+    given = [
+        flag
+        for flag, value in (("budget", budget), ("epochs", epochs), ("iterations", iterations))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} both set the length of the run; give one.")
+    changes: dict[str, Any] = {}
+    if epochs is not None:
+        changes = {"epochs": epochs}
+    elif iterations is not None:
+        per_epoch = max(1, min(recipe.iterations_per_epoch, iterations))
+        changes = {"iterations_per_epoch": per_epoch, "epochs": -(-iterations // per_epoch)}
+    return validate(Recipe, recipe.model_dump() | changes, "the recipe with its new length")
+
+
+def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
+    """Return fold name -> split for 0..N-1, "all" or "cv"."""
+    cases = [case for case, files in folder.spec().cases.items() if files.segmentation]
+    if str(fold) == "all":
+        return {"all": Split(train=tuple(sorted(cases)), validation=())}
+    splits = read_or_make_splits(folder.splits_path, cases)
+    if str(fold) == "cv":
+        return {f"fold_{number}": split for number, split in enumerate(splits)}
+    text = str(fold).removeprefix("fold_")
+    if not text.isdigit() or int(text) >= len(splits):
+        raise ConfigError(
+            f"fold is {str(fold)!r}; expected 0 to {len(splits) - 1}, 'all' or 'cv' "
+            f"({folder.splits_path} has {len(splits)} folds)."
+        )
+    return {f"fold_{int(text)}": splits[int(text)]}
+
+
+def _narrowed(plans: Plans, config: str, configuration: Configuration) -> Plans:
+    return plans.model_copy(update={"configurations": {config: configuration}})
+
+
+def _claim_run(path: Path, recipe: Recipe, environment: dict[str, str]) -> None:
+    """Write the run's recipe, or check that it is the one the run was started with."""
+    text, file = format_recipe(recipe), path / "recipe.yaml"
+    if not file.is_file():
+        write_text(file, text)
+        write_json(path / "environment.json", environment)
+        return
+    before = file.read_text(encoding="utf-8")
+    if before == text:
+        return
+    old, new = before.splitlines(), text.splitlines()
+    changed = [
+        f"  was {a.strip()}, now {b.strip()}" for a, b in zip(old, new, strict=False) if a != b
+    ]
+    if len(old) != len(new):
+        changed = ["  the two recipes list different fields"]
+    raise ConfigError(
+        "\n".join(
+            [
+                f"{path}: this run was started with another recipe:",
+                *changed[:10],
+                "Give the new run a name of its own with --name, or delete the folder.",
+            ]
+        )
+    )
+
+
+def _environment() -> dict[str, str]:
+    packages = ("medseg", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2")
+    versions = {package: metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions}

@@ -1,0 +1,239 @@
+"""The augmentation of a batch of patches, on the device on which the patches are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from medseg.augment import spatial
+from medseg.augment.intensity import ChannelDraw, draw_channels, transform_channel
+from medseg.augment.settings import (
+    check_recipe,
+    intensity_settings,
+    mirror_axes,
+    spatial_settings,
+)
+from medseg.augment.streams import draw_field_seed, field_generator, stream
+from medseg.augment.warp import centre, deform, mirror
+from medseg.schema.recipe import AugmentationRecipe
+
+if TYPE_CHECKING:
+    from medseg.augment.reference import ReferenceTransform
+
+Tensors = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleDraw:
+    """Everything that happens to one sample."""
+
+    deformation: spatial.Deformation | None
+    """Rotation, zoom, elastic deformation; None: the centre is cut out."""
+    channels: tuple[ChannelDraw, ...]
+    """Intensity transforms of each channel."""
+    mirrored: tuple[int, ...]
+    """Axes that are reversed."""
+    noise_seed: int
+    """Seed of the noise."""
+
+
+class Augmenter:
+    """Augments patches; a sample's result depends on its own content and seed only.
+
+    Nothing waits for the device: parameters are drawn on the host and reach the device as
+    arguments of kernels, statistics stay on the device. (The backend `batchgenerators` works on
+    the host and does wait.)
+
+    Args:
+        recipe: What to do how often.
+        patch_size: Size of the result in voxels, 2 or 3 axes, network order.
+        mask_channels: For each channel, whether voxels outside are set to 0 in the end (not with
+            the backend `none`).
+        dummy_2d: Deform in the plane of the last two axes only, all slices alike.
+
+    Attributes:
+        source_size: Size of the patch to cut, so that no deformation reads beyond it. Along each
+            axis it exceeds `patch_size` by an even number: both share their centre.
+
+    Raises:
+        ConfigError: If the recipe does not fit the patch.
+
+    Source:
+        Transforms, order, probabilities and ranges of nnU-Net v2 (2.8.1).
+    """
+
+    def __init__(
+        self,
+        recipe: AugmentationRecipe,
+        patch_size: Sequence[int],
+        *,
+        mask_channels: Sequence[bool],
+        dummy_2d: bool,
+    ) -> None:
+        self.patch_size = tuple(patch_size)
+        num_axes = len(self.patch_size)
+        if num_axes not in (2, 3) or (dummy_2d and num_axes != 3):
+            raise ValueError(f"patch_size must have 2 or 3 axes (dummy_2d: 3), got {patch_size}")
+        check_recipe(recipe, num_axes)
+        self.backend = recipe.backend
+        self.mask_channels = tuple(mask_channels)
+        self.mirror_axes = mirror_axes(recipe, num_axes)
+        self.spatial = spatial_settings(recipe, self.patch_size, dummy_2d=dummy_2d)
+        self.intensity = intensity_settings(recipe)
+        self.kept_axes = (0,) if dummy_2d else ()
+        self.source_size = self._grown(spatial.largest_margin(self.spatial))
+
+    def read_size(self, seed: int) -> tuple[int, ...]:
+        """Return the size of the centred box that the sample with this seed reads, in voxels.
+
+        It is the patch itself for most samples and at most `source_size`. A loader may cut this
+        much and no more: the result is the same.
+        """
+        if self.backend == "batchgenerators":
+            return self.source_size
+        return self._read_size(self.draw(seed).deformation)
+
+    def draw(self, seed: int) -> SampleDraw:
+        """Draw everything that happens to the sample with this seed (backend `torch`)."""
+        rng = stream(seed)
+        num_axes = len(self.patch_size)
+        deformation = spatial.draw_deformation(self.spatial, rng)
+        flips = rng.random(num_axes).tolist()
+        noise_seed = draw_field_seed(rng)
+        return SampleDraw(
+            deformation=deformation,
+            channels=draw_channels(self.intensity, len(self.mask_channels), num_axes, rng),
+            mirrored=tuple(axis for axis in self.mirror_axes if flips[axis] < 0.5),
+            noise_seed=noise_seed,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensors,
+        segmentations: Tensors,
+        outside: Tensors | None,
+        *,
+        seeds: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Augment a batch.
+
+        Args:
+            images: Normalised intensities (B, C, *source), or one (C, *source) for each sample.
+                The centre of a source is the centre of its patch. A source may have any size;
+                voxels that are read but missing have intensity 0 and label 0 and count as outside.
+            segmentations: Labels (B, *source) of any integer type, in [0, 2**20).
+            outside: Voxels outside the body (B, *source), boolean, or None.
+            seeds: One for each sample, for example from `sample_seed`.
+
+        Returns:
+            The same three at patch size, with the types and on the device of the arguments.
+        """
+        self._check(images, segmentations, outside, seeds)
+        size = (len(seeds), *self.patch_size)
+        batch = images[0].new_empty((size[0], len(self.mask_channels), *size[1:]))
+        labels = segmentations[0].new_empty(size)
+        masks = None if outside is None else outside[0].new_empty(size)
+        for b, seed in enumerate(seeds):
+            mask = None if outside is None else outside[b]
+            channels, label, mask = self._augment(images[b], segmentations[b], mask, seed)
+            for c, channel in enumerate(channels):
+                batch[b, c].copy_(self._masked(channel, mask, c))
+            labels[b].copy_(label)
+            if masks is not None and mask is not None:
+                masks[b].copy_(mask)
+        return batch, labels, masks
+
+    def _augment(
+        self, image: Tensor, segmentation: Tensor, outside: Tensor | None, seed: int
+    ) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
+        """Return the channels, the labels and the outside mask of one sample."""
+        if self.backend == "batchgenerators":
+            source = _cut(image, segmentation, outside, self.source_size)
+            image, segmentation, outside = self._reference(*source, seed=seed)
+            return image.unbind(), segmentation, outside
+        draw = self.draw(seed)
+        size = self._read_size(draw.deformation)
+        image, segmentation, outside = _cut(image, segmentation, outside, size)
+        if draw.deformation is not None:
+            image, segmentation, outside = deform(
+                image,
+                segmentation,
+                outside,
+                deformation=draw.deformation,
+                patch_size=self.spatial.patch_size,
+            )
+        channels = self._transform_channels(image, draw)
+        if draw.mirrored:
+            channels = [mirror(channel, draw.mirrored) for channel in channels]
+            segmentation = mirror(segmentation, draw.mirrored)
+            outside = None if outside is None else mirror(outside, draw.mirrored)
+        return channels, segmentation, outside
+
+    def _transform_channels(self, image: Tensor, draw: SampleDraw) -> list[Tensor]:
+        is_noisy = any(change.noise_std is not None for change in draw.channels)
+        generator = field_generator(draw.noise_seed, image.device) if is_noisy else None
+        return [
+            transform_channel(channel, change, generator=generator, kept_axes=self.kept_axes)
+            for channel, change in zip(image, draw.channels, strict=True)
+        ]
+
+    @cached_property
+    def _reference(self) -> ReferenceTransform:
+        from medseg.augment.reference import ReferenceTransform
+
+        return ReferenceTransform(
+            self.spatial,
+            self.intensity,
+            mirror_axes=self.mirror_axes,
+            num_sliced=len(self.kept_axes),
+        )
+
+    def _masked(self, channel: Tensor, outside: Tensor | None, index: int) -> Tensor:
+        """Return the channel with 0 outside, if it is one of those normalised inside only."""
+        if outside is None or not self.mask_channels[index] or self.backend == "none":
+            return channel
+        return torch.where(outside, 0, channel)
+
+    def _read_size(self, deformation: spatial.Deformation | None) -> tuple[int, ...]:
+        if deformation is None:
+            return self.patch_size
+        return self._grown(spatial.margin(deformation, self.spatial.patch_size))
+
+    def _grown(self, margin: Sequence[int]) -> tuple[int, ...]:
+        margins = (0,) * len(self.kept_axes) + tuple(margin)
+        return tuple(n + 2 * m for n, m in zip(self.patch_size, margins, strict=True))
+
+    def _check(
+        self, images: Tensors, segmentations: Tensors, outside: Tensors | None, seeds: Sequence[int]
+    ) -> None:
+        lengths = {len(images), len(segmentations), len(seeds)}
+        lengths |= set() if outside is None else {len(outside)}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"a batch needs as many images ({len(images)}), segmentations "
+                f"({len(segmentations)}), outside masks and seeds ({len(seeds)}), at least one"
+            )
+        shape = tuple(images[0].shape)
+        if len(shape) != len(self.patch_size) + 1 or shape[0] != len(self.mask_channels):
+            raise ValueError(
+                f"a sample has shape {shape}, expected (C, *source) with "
+                f"{len(self.mask_channels)} channels and {len(self.patch_size)} axes"
+            )
+        if tuple(segmentations[0].shape) != shape[1:]:
+            raise ValueError(
+                f"a segmentation has shape {tuple(segmentations[0].shape)}, its image {shape[1:]}"
+            )
+
+
+def _cut(
+    image: Tensor, segmentation: Tensor, outside: Tensor | None, size: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cut the centre of one sample; what is missing is intensity 0, label 0 and outside."""
+    mask = None if outside is None else centre(outside, size, fill=1)
+    return centre(image, size), centre(segmentation, size), mask

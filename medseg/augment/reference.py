@@ -1,0 +1,191 @@
+"""The same recipe through the library batchgenerators: a second backend, on the host.
+
+Differences of the library that remain: cubic interpolation of images and of simulated low
+resolutions, brightness factors drawn evenly, a blur truncated at 4 sigma, its own elastic field.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.transforms.abstract_transforms import Compose
+from batchgenerators.transforms.color_transforms import (
+    BrightnessMultiplicativeTransform,
+    ContrastAugmentationTransform,
+    GammaTransform,
+)
+from batchgenerators.transforms.noise_transforms import (
+    GaussianBlurTransform,
+    GaussianNoiseTransform,
+)
+from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
+from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
+from torch import Tensor
+
+from medseg.augment import intensity
+from medseg.augment.intensity import IntensitySettings
+from medseg.augment.spatial import SpatialSettings
+from medseg.augment.streams import stream
+from medseg.augment.warp import decode, encode
+
+_OUTSIDE_CODE = 1
+_ELASTIC_ALPHA = (0.0, 900.0)
+_ELASTIC_SIGMA = (9.0, 13.0)
+_GLOBAL_STATE = threading.Lock()
+
+
+class ReferenceTransform:
+    """Augments one sample through batchgenerators.
+
+    The library draws from the global generators of numpy and Python. They are seeded for each
+    sample and restored after it; a lock keeps other samples out meanwhile.
+
+    Args:
+        spatial: What may happen to the patch.
+        intensity: The chance of each intensity transform.
+        mirror_axes: Axes that may be mirrored.
+        num_sliced: 1 if the first axis is left alone by deformations and low resolutions, else 0.
+    """
+
+    def __init__(
+        self,
+        spatial: SpatialSettings,
+        intensity: IntensitySettings,
+        *,
+        mirror_axes: Sequence[int],
+        num_sliced: int = 0,
+    ) -> None:
+        self._patch_size = spatial.patch_size
+        self._num_sliced = num_sliced
+        self._spatial = spatial_transform(spatial)
+        self._intensity = intensity_transforms(intensity, kept_axes=tuple(range(num_sliced)))
+        self._mirror = MirrorTransform(axes=tuple(mirror_axes)) if mirror_axes else None
+
+    def __call__(
+        self, image: Tensor, segmentation: Tensor, outside: Tensor | None, *, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Augment one sample.
+
+        Args:
+            image: Intensities (C, *source).
+            segmentation: Labels (*source), any integer type, in [0, 2**20).
+            outside: Boolean (*source), or None.
+            seed: Seed of the sample.
+
+        Returns:
+            The same at patch size, with the types and on the device of the arguments.
+        """
+        others = tuple(segmentation.shape[: self._num_sliced])
+        plane = tuple(segmentation.shape[self._num_sliced :])
+        data = image.detach().cpu().float().numpy().reshape(1, -1, *plane)
+        codes = encode(segmentation, outside).cpu().float().numpy().reshape(1, -1, *plane)
+        with _seeded(seed):
+            moved = self._spatial(data=data, seg=codes)
+            sample = {
+                "data": moved["data"].reshape(1, len(image), *others, *self._patch_size),
+                "seg": moved["seg"].reshape(1, 1, *others, *self._patch_size),
+            }
+            sample = self._intensity(**sample)
+            if self._mirror is not None:
+                sample = self._mirror(**sample)
+        result = torch.from_numpy(np.ascontiguousarray(sample["data"][0], dtype=np.float32))
+        labels, mask = decode(torch.from_numpy(sample["seg"][0, 0].round().astype(np.int32)))
+        return (
+            result.to(image),
+            labels.to(segmentation),
+            None if outside is None else mask.to(outside),
+        )
+
+
+def spatial_transform(settings: SpatialSettings) -> Any:
+    """Return batchgenerators' spatial transform with these settings."""
+    angles = (-settings.rotation_max, settings.rotation_max)
+    return SpatialTransform(
+        settings.patch_size,
+        patch_center_dist_from_border=None,
+        do_elastic_deform=settings.elastic_probability > 0,
+        alpha=_ELASTIC_ALPHA,
+        sigma=_ELASTIC_SIGMA,
+        p_el_per_sample=settings.elastic_probability,
+        do_rotation=settings.rotation_probability > 0,
+        angle_x=angles,
+        angle_y=angles,
+        angle_z=angles,
+        p_rot_per_sample=settings.rotation_probability,
+        do_scale=settings.scaling_probability > 0,
+        scale=settings.scaling_range,
+        p_scale_per_sample=settings.scaling_probability,
+        border_mode_data="constant",
+        border_cval_data=0,
+        order_data=3,
+        border_mode_seg="constant",
+        border_cval_seg=_OUTSIDE_CODE,
+        order_seg=1,
+        random_crop=False,
+    )
+
+
+def intensity_transforms(settings: IntensitySettings, *, kept_axes: tuple[int, ...]) -> Any:
+    """Return batchgenerators' intensity transforms with these settings."""
+    return Compose(
+        [
+            GaussianNoiseTransform(intensity.NOISE_STD, p_per_sample=settings.noise),
+            GaussianBlurTransform(
+                intensity.BLUR_SIGMA,
+                different_sigma_per_channel=True,
+                different_sigma_per_axis=True,
+                p_per_channel=intensity.CHANNEL_PROBABILITY,
+                p_per_sample=settings.blur,
+            ),
+            BrightnessMultiplicativeTransform(
+                intensity.BRIGHTNESS_FACTOR, p_per_sample=settings.brightness
+            ),
+            ContrastAugmentationTransform(
+                intensity.CONTRAST_FACTOR, p_per_sample=settings.contrast
+            ),
+            SimulateLowResolutionTransform(
+                zoom_range=intensity.LOW_RESOLUTION_FACTOR,
+                per_channel=True,
+                p_per_channel=intensity.CHANNEL_PROBABILITY,
+                order_downsample=0,
+                order_upsample=3,
+                p_per_sample=settings.low_resolution,
+                ignore_axes=kept_axes or None,
+            ),
+            *(
+                GammaTransform(
+                    intensity.GAMMA_EXPONENT,
+                    invert_image=inverts,
+                    per_channel=True,
+                    retain_stats=True,
+                    p_per_sample=probability,
+                )
+                for inverts, probability in (
+                    (True, settings.inverted_gamma),
+                    (False, settings.gamma),
+                )
+            ),
+        ]
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators inside the block, alone among the samples."""
+    rng = stream(seed)
+    with _GLOBAL_STATE:
+        states = np.random.get_state(), random.getstate()
+        try:
+            words = rng.integers(1 << 32, size=8, dtype=np.uint32)
+            np.random.set_state(np.random.RandomState(words).get_state())
+            random.seed(int(rng.integers(1 << 63)))
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])

@@ -1,0 +1,86 @@
+"""The `medseg` command: options, messages and exit codes; no logic."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli import dataset, judge, predict, recipes, train
+from medseg.cli.options import settings
+
+app = typer.Typer(
+    name="medseg",
+    help="Segmentation of medical images without hand-tuning: plan, train, predict, judge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (dataset, train, predict, judge, recipes):
+    group.register(app)
+
+
+_OPTION_ERROR = typer.BadParameter.__mro__[2]
+"""What typer raises for any wrong option or argument."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from medseg import __version__
+
+        typer.echo(f"medseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", help="Folder that holds what medseg makes.")
+    ] = settings.workspace,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Hand the options before the command's name down to it."""
+    settings.workspace, settings.debug = workspace, debug
+
+
+def main() -> None:
+    """Run the command line and leave with its status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("medseg").setLevel(logging.INFO)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status.
+
+    Status: 0 done, 1 done except for the cases listed, 2 refused, 130 interrupted.
+    """
+    from medseg.errors import MedsegError
+
+    try:
+        result = app(arguments, standalone_mode=False)
+    except MedsegError as error:
+        return _refused(error)
+    except _OPTION_ERROR as error:
+        error.show()
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("Interrupted.", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def _refused(error: Exception) -> int:
+    if settings.debug:
+        logging.getLogger(__name__).error("", exc_info=error)
+    notes = [note for note in getattr(error, "__notes__", ()) if note not in str(error)]
+    typer.echo("\n".join([f"Error: {error}", *notes]), err=True)
+    return 2

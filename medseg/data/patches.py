@@ -1,0 +1,147 @@
+"""Which patch is the k-th one, and how it is cut. Depends on (seed, k) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.data.store import Entry
+
+_STREAM_PATCHES = 1
+"""Second word of the Philox key; other random streams of a run use other words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """One training patch on the host."""
+
+    image: NDArray[np.float32]
+    """(C, *source)."""
+    segmentation: NDArray[np.unsignedinteger[Any]]
+    """(*source)."""
+    outside: NDArray[np.bool_] | None
+    """(*source) or None."""
+    case_id: str
+    index: int
+    """The patch's number k in the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSampler:
+    """Draws patch k: a case, a place, and the voxels there.
+
+    The source of a patch is larger than the final patch by what augmentation needs. Positions
+    follow the final patch: its border may touch the image's border but not leave it, unless the
+    image is smaller.
+
+    Source:
+        Data loader of nnU-Net v2.
+    """
+
+    entries: Mapping[str, Entry]
+    case_ids: tuple[str, ...]
+    source_size: tuple[int, ...]
+    """Voxels cut, 2 or 3 entries."""
+    final_size: tuple[int, ...]
+    """Voxels left after augmentation."""
+    batch_size: int
+    foreground_fraction: float
+    """Share of each batch, its last samples, centred on a foreground voxel."""
+    structures: Sequence[tuple[int, ...]]
+    """Label values of each foreground structure (label or region)."""
+    seed: int
+
+    def draw(self, k: int) -> Patch:
+        """Return patch k of the run."""
+        rng = np.random.Generator(
+            np.random.Philox(key=[self.seed, _STREAM_PATCHES], counter=[0, k, 0, 0])
+        )
+        case_id = self.case_ids[rng.integers(len(self.case_ids))]
+        entry = self.entries[case_id]
+        position_in_batch = k % self.batch_size
+        forced = position_in_batch >= round(self.batch_size * (1 - self.foreground_fraction))
+        center = self._foreground_voxel(entry, rng) if forced else None
+        start = self._start(entry.shape, center, rng)
+        return self._cut(entry, start, case_id, k)
+
+    def _foreground_voxel(self, entry: Entry, rng: np.random.Generator) -> NDArray[np.int32] | None:
+        """Return a random voxel of a random structure of the case, None if it has none."""
+        present = [
+            [entry.locations[label] for label in labels if label in entry.locations]
+            for labels in self.structures
+        ]
+        present = [voxels for voxels in present if voxels]
+        if not present:
+            return None
+        groups = present[rng.integers(len(present))]
+        number = int(rng.integers(sum(len(group) for group in groups)))
+        for group in groups:
+            if number < len(group):
+                voxel: NDArray[np.int32] = group[number]
+                return voxel
+            number -= len(group)
+        return None
+
+    def _start(
+        self,
+        shape: tuple[int, ...],
+        center: NDArray[np.int32] | None,
+        rng: np.random.Generator,
+    ) -> tuple[int, ...]:
+        start = []
+        for axis, length in enumerate(shape):
+            source, final = self._sizes(axis)
+            excess = max(source - final, source - length)
+            low = -(excess // 2)
+            high = length + excess // 2 + excess % 2 - source
+            if center is None:
+                start.append(int(rng.integers(low, max(low, high) + 1)))
+            else:
+                start.append(max(low, int(center[axis]) - source // 2))
+        return tuple(start)
+
+    def _sizes(self, axis: int) -> tuple[int, int]:
+        """Return source and final size along a spatial axis of the case (a slice is 1 thick)."""
+        offset = 3 - len(self.source_size)
+        if axis < offset:
+            return 1, 1
+        return self.source_size[axis - offset], self.final_size[axis - offset]
+
+    def _cut(self, entry: Entry, start: tuple[int, ...], case_id: str, k: int) -> Patch:
+        size = tuple(self._sizes(axis)[0] for axis in range(len(start)))
+        image = cut(entry.image, start, size)
+        segmentation = cut(entry.segmentation, start, size)
+        outside = None if entry.outside is None else cut(entry.outside, start, size, fill=True)
+        if len(self.source_size) == 2:
+            image, segmentation = image[:, 0], segmentation[0]
+            outside = None if outside is None else outside[0]
+        return Patch(
+            image=image, segmentation=segmentation, outside=outside, case_id=case_id, index=k
+        )
+
+
+def cut(array: Any, start: Sequence[int], size: Sequence[int], fill: float = 0) -> NDArray[Any]:
+    """Return a window of the last axes; what lies beyond the array is `fill`.
+
+    Examples:
+        >>> cut(np.arange(4), [-1], [3]).tolist()
+        [0, 0, 1]
+    """
+    lead = array.ndim - len(start)
+    lengths = array.shape[lead:]
+    low = [max(0, first) for first in start]
+    high = [
+        max(lo, min(length, first + extent))
+        for lo, length, first, extent in zip(low, lengths, start, size, strict=True)
+    ]
+    window = array[(slice(None),) * lead + tuple(map(slice, low, high))]
+    if tuple(window.shape[lead:]) == tuple(size):
+        return np.asarray(window)
+    out = np.full((*array.shape[:lead], *size), fill, dtype=array.dtype)
+    place = tuple(slice(lo - s, hi - s) for lo, hi, s in zip(low, high, start, strict=True))
+    out[(slice(None),) * lead + place] = window
+    return out

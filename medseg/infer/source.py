@@ -1,0 +1,126 @@
+"""The many ways to hand over one case, brought to one form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import DatasetError, GeometryError
+from medseg.geometry import Grid
+from medseg.io.convert import from_object
+from medseg.io.image import Header, Image
+from medseg.io.read import read_channels, read_image, split_ending
+
+_CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
+
+Case = Any
+"""Path | list of paths or image objects, one per channel | (array CIJK or IJK, affine) |
+SimpleITK image | nibabel image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Source:
+    """One case, read."""
+
+    name: str
+    channels: NDArray[np.float32]
+    """(C, I, J, K) intensities as stored."""
+    grid: Grid
+    header: Header
+    """Header of the first channel; a plain one for a bare array."""
+
+
+def case_name(case: Case, fallback: str = "case") -> str:
+    """Return the name of a case: its (first) file's stem without _NNNN, else `fallback`.
+
+    Examples:
+        >>> case_name(["scans/anna_0000.nii.gz", "scans/anna_0001.nii.gz"])
+        'anna'
+    """
+    first = case[0] if isinstance(case, (list, tuple)) and len(case) else case
+    if not isinstance(first, (str, Path)):
+        return fallback
+    name = Path(first).name
+    try:
+        stem, _ = split_ending(name)
+    except DatasetError:
+        return name
+    return _CHANNEL_SUFFIX.sub("", stem) or stem
+
+
+def read_case(case: Case, name: str) -> Source:
+    """Read a case, whatever form it was handed over in.
+
+    Args:
+        case: See `Case`.
+        name: How messages call it.
+
+    Raises:
+        DatasetError: If a file cannot be read or an array is not an image.
+        GeometryError: If channels do not share one grid.
+        TypeError: If `case` is none of the known forms.
+    """
+    if _is_array_pair(case):
+        return _from_array(case[0], case[1], name)
+    parts = list(case) if isinstance(case, (list, tuple)) else [case]
+    if not parts:
+        raise DatasetError(f"case {name!r}: got an empty list; expected one entry per channel.")
+    if all(isinstance(part, (str, Path)) for part in parts):
+        image = read_channels([Path(part) for part in parts])
+        return Source(name=name, channels=image.array, grid=image.grid, header=image.header)
+    return _stack([_read_part(part) for part in parts], name)
+
+
+def _is_array_pair(case: Case) -> bool:
+    return isinstance(case, tuple) and len(case) == 2 and isinstance(case[0], np.ndarray)
+
+
+def _from_array(array: NDArray[Any], affine: Any, name: str) -> Source:
+    """Check (array, affine) and bring it to (C, I, J, K)."""
+    if array.ndim not in (3, 4) or 0 in array.shape or array.dtype.kind not in "buif":
+        raise DatasetError(
+            f"case {name!r}: array is {array.dtype} {array.shape}; expected real numbers of shape "
+            "(I, J, K) or (C, I, J, K)."
+        )
+    channels = np.asarray(array, dtype=np.float32)
+    bad = int(np.count_nonzero(~np.isfinite(channels)))
+    if bad:
+        raise DatasetError(
+            f"case {name!r}: {bad} voxels are NaN or infinite; expected finite intensities. "
+            "Replace them before prediction."
+        )
+    channels = channels[np.newaxis] if channels.ndim == 3 else channels
+    grid = Grid(shape=(channels.shape[1], channels.shape[2], channels.shape[3]), affine=affine)
+    return Source(name=name, channels=channels, grid=grid, header=Header.of_grid(grid))
+
+
+def _read_part(part: Any) -> Image:
+    if isinstance(part, (str, Path)):
+        return read_image(Path(part))
+    image = from_object(part)
+    if image is None:
+        raise TypeError(
+            f"got a {type(part).__module__}.{type(part).__qualname__}; expected a path, a list of "
+            "paths or image objects (one per channel), a tuple (array, affine), a SimpleITK image "
+            "or a nibabel image"
+        )
+    return image
+
+
+def _stack(images: Sequence[Image], name: str) -> Source:
+    first = images[0]
+    for number, image in enumerate(images[1:], start=1):
+        difference = first.grid.disagreement(image.grid)
+        if difference is not None:
+            raise GeometryError(
+                f"case {name!r}: channel {number} does not lie on the grid of channel 0: "
+                f"{difference}. Resample the channels to one grid."
+            )
+    channels = np.stack([image.array for image in images]).astype(np.float32, copy=False)
+    return Source(name=name, channels=channels, grid=first.grid, header=first.header)

@@ -1,0 +1,161 @@
+"""Images in memory, and what is remembered of a file so that an output gets its exact geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import DatasetError
+from medseg.geometry import Affine, Grid
+
+NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr", ".img")
+"""Endings read and written as NIfTI; `.hdr` and `.img` are the two files of one image."""
+ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
+"""Endings of the image files medseg knows, the longest of a family first."""
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """Split a file name into stem and known ending, the ending in lower case.
+
+    Raises:
+        DatasetError: If the ending is unknown.
+
+    Examples:
+        >>> split_ending("patient_07.T1.nii.gz")
+        ('patient_07.T1', '.nii.gz')
+    """
+    for ending in ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)], ending
+    raise DatasetError(
+        f"{name!r} has an unknown ending; expected one of: {', '.join(ENDINGS)}. "
+        "Convert the image to one of these formats."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NiftiGeometry:
+    """The fields of a NIfTI header that place the image, as they stand in the file."""
+
+    version: int
+    """1 or 2."""
+    pixdim: tuple[float, ...]
+    """Eight entries: handedness of the quaternion, then voxel size and time step."""
+    xyzt_units: int
+    """Units of space and time, packed."""
+    qform_code: int
+    sform_code: int
+    quaternion: tuple[float, ...]
+    """b, c, d of the qform."""
+    offset: tuple[float, ...]
+    """Translation of the qform."""
+    sform: tuple[tuple[float, ...], ...]
+    """(3, 4) rows of the sform."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItkGeometry:
+    """The geometry of an ITK image, in ITK's own terms (LPS, mm)."""
+
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Whatever is needed to write an output with exactly the geometry of its input."""
+
+    shape: tuple[int, ...]
+    """Shape as stored: two axes for a slice, more than three where the last have length 1."""
+    affine: tuple[tuple[float, ...], ...]
+    """(4, 4) voxel index to RAS+ mm."""
+    ending: str = ".nii.gz"
+    """Ending of the file, with the dot."""
+    nifti: NiftiGeometry | None = None
+    """Present where the image came from a NIfTI file."""
+    itk: ItkGeometry | None = None
+    """Present where the image came through ITK."""
+
+    @classmethod
+    def of_grid(cls, grid: Grid) -> Header:
+        """Return the header of a new image on a grid."""
+        return cls(shape=grid.shape, affine=plain(grid.affine))
+
+    @property
+    def grid(self) -> Grid:
+        """The grid (I, J, K) of the image.
+
+        Raises:
+            GeometryError: If shape and affine make no grid.
+        """
+        i, j, k = (*self.shape, 1, 1)[:3]
+        return Grid((i, j, k), np.array(self.affine))
+
+
+def plain(matrix: NDArray[Any]) -> tuple[tuple[float, ...], ...]:
+    """Return a matrix as tuples of floats."""
+    return tuple(tuple(float(value) for value in row) for row in matrix)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Image:
+    """An array and where it lies."""
+
+    array: NDArray[Any]
+    """(I, J, K), or (C, I, J, K) where several channels were read."""
+    grid: Grid
+    header: Header
+
+    @property
+    def affine(self) -> Affine:
+        """(4, 4) voxel index to RAS+ mm."""
+        return self.grid.affine
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Stored:
+    """What a reader finds: values as stored, and how to scale them."""
+
+    array: NDArray[Any]
+    """(I, J, K), or (I, J, K, T) where the file holds a series; any real type and byte order."""
+    header: Header
+    slope: float = 1.0
+    inter: float = 0.0
+
+
+def unreadable(path: Path, found: str, expected: str = "") -> DatasetError:
+    """Return the error for a damaged file.
+
+    Args:
+        path: The file.
+        found: What is wrong.
+        expected: What it should be, if that says more.
+    """
+    expectation = f"; expected {expected}" if expected else ""
+    return DatasetError(
+        f"{path}: {found}{expectation}. The file is damaged or was not copied whole: "
+        "copy or export it again."
+    )
+
+
+def check_length(path: Path, found: int, expected: int) -> None:
+    """Check that a file holds the bytes its header promises, no fewer and no more.
+
+    Raises:
+        DatasetError: If it does not.
+    """
+    if found < expected:
+        raise unreadable(
+            path, f"{expected - found} of {expected} bytes of voxel data are missing (cut short)"
+        )
+    if found > expected:
+        raise unreadable(
+            path,
+            f"{found - expected} bytes follow the voxel data",
+            f"the {expected} bytes of voxel data its header promises",
+        )

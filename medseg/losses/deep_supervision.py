@@ -1,0 +1,121 @@
+"""Deep supervision: the same loss at every resolution the network speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from medseg.errors import ConfigError, near_names
+from medseg.losses.compound import LOSSES, Loss, LossFactory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepSupervision:
+    """A weighted sum of one loss over the logits of several resolutions."""
+
+    loss: Loss
+    """What is computed at each resolution."""
+
+    def __call__(
+        self, logits: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss, fp32.
+
+        Args:
+            logits: Full-resolution (B, L, *spatial) logits, or a list, full resolution first.
+            target: At full resolution: labels (B, *spatial) int64 or regions (B, L, *spatial)
+                bool; brought to the other resolutions here.
+            valid: At full resolution: (B, *spatial) bool, or None if all voxels count.
+        """
+        if isinstance(logits, Tensor):
+            return self.loss(logits, target, valid)
+        terms = []
+        for each, weight in zip(logits, resolution_weights(len(logits)), strict=True):
+            if weight:
+                shape = each.shape[2:]
+                mask = None if valid is None else nearest(valid, shape)
+                terms.append(weight * self.loss(each, nearest(target, shape), mask))
+        return torch.stack(terms).sum()
+
+
+def resolution_weights(count: int) -> tuple[float, ...]:
+    """Return the weight of each resolution, full first: halving, the last 0, the sum 1.
+
+    Source:
+        Deep supervision of nnU-Net v2. A single output has weight 1.
+
+    Examples:
+        >>> resolution_weights(3)
+        (0.6666666666666666, 0.3333333333333333, 0.0)
+        >>> resolution_weights(1)
+        (1.0,)
+    """
+    if count == 1:
+        return (1.0,)
+    raw = [0.5**index for index in range(count - 1)]
+    return (*(weight / sum(raw) for weight in raw), 0.0)
+
+
+def nearest(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sample the last axes of a tensor of any type at the voxels nearest to a coarser grid.
+
+    Source:
+        Same voxels as `torch.nn.functional.interpolate(mode="nearest-exact")`.
+
+    Examples:
+        >>> nearest(torch.arange(6), (3,))
+        tensor([1, 3, 5])
+    """
+    for axis, length in enumerate(shape, start=values.ndim - len(shape)):
+        full = values.shape[axis]
+        if full % length == 0:
+            step = full // length
+            values = values[(slice(None),) * axis + (slice(step // 2, None, step),)]
+        else:
+            centres = (torch.arange(length, device=values.device) * 2 + 1) * full
+            values = values.index_select(axis, centres // (2 * length))
+    return values.contiguous()
+
+
+def build_loss(name: str, *, batch_dice: bool, has_regions: bool) -> DeepSupervision:
+    """Build the loss a recipe names.
+
+    Args:
+        name: A key of `LOSSES`, or "package.module:Name" of a `LossFactory`.
+        batch_dice: Whether overlaps are pooled over the batch.
+        has_regions: Whether the logits are regions (sigmoid) rather than labels (softmax).
+
+    Returns:
+        (logits or list of logits, target, valid) -> scalar, fp32; a list is weighted as
+        `resolution_weights` says.
+
+    Raises:
+        ConfigError: If the name is unknown or does not import.
+    """
+    if name in LOSSES:
+        factory = LOSSES[name]
+    elif ":" in name:
+        factory = _imported(name)
+    else:
+        known = sorted(LOSSES)
+        raise ConfigError(
+            f'loss.name is {name!r}; expected one of: {", ".join(known)}, or "package.module:Name".'
+            f"{near_names(name, known)}"
+        )
+    return DeepSupervision(loss=factory(batch_dice=batch_dice, has_regions=has_regions))
+
+
+def _imported(name: str) -> LossFactory:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory: LossFactory = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"loss.name is {name!r}, which does not import ({error}); "
+            "expected a module on the Python path and a name in it."
+        ) from None
+    return factory

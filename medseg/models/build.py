@@ -1,0 +1,142 @@
+"""Turn the description of a network into the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from medseg.errors import ConfigError
+from medseg.models.blocks import (
+    CONVOLUTIONS,
+    NEGATIVE_SLOPE,
+    InstanceNorm,
+    NormMethod,
+    ResidualBlock,
+)
+from medseg.models.residual_unet import residual_unet
+from medseg.models.unet import UNet, plain_unet
+from medseg.schema.plans import Architecture
+
+NETWORKS: dict[str, Callable[..., UNet]] = {
+    "plain_unet": plain_unet,
+    "residual_unet": residual_unet,
+}
+"""Value of `architecture.kind` -> builder."""
+
+
+def build_network(
+    architecture: Architecture,
+    *,
+    num_inputs: int,
+    num_logits: int,
+    deep_supervision: bool = False,
+    norm: NormMethod = "auto",
+    generator: torch.Generator | None = None,
+) -> UNet:
+    """Build a network on the CPU with freshly drawn weights.
+
+    Args:
+        architecture: The network's description.
+        num_inputs: Input channels C.
+        num_logits: Logit channels L.
+        deep_supervision: Whether the network returns the logits of every decoder stage; the
+            attribute of that name can be switched later.
+        norm: Operation behind the instance norm; `instance` is the original one.
+        generator: Source of the weights; None draws from torch's global one, and nothing else
+            does.
+
+    Returns:
+        The network: (B, C, *spatial) images -> (B, L, *spatial) logits, or a list of logits,
+        full resolution first.
+
+    Raises:
+        ConfigError: If the description contradicts itself, with every problem.
+    """
+    problems = architecture_problems(architecture)
+    if num_inputs < 1 or num_logits < 1:
+        problems.append(
+            f"num_inputs and num_logits are {num_inputs} and {num_logits}; expected at least 1"
+        )
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        lines = [f"{count} in the architecture of the network:", *(f"  {p}" for p in problems)]
+        raise ConfigError("\n".join([*lines, "Correct the plans, or plan again."]))
+    with torch.device("meta"):
+        network = NETWORKS[architecture.kind](
+            architecture,
+            num_inputs=num_inputs,
+            num_logits=num_logits,
+            deep_supervision=deep_supervision,
+            norm=norm,
+        )
+    network.to_empty(device="cpu")
+    initialize(network, generator)
+    return network
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw all weights anew: He-normal for a leaky ReLU, biases 0, norms 1 and 0.
+
+    The last norm of a residual block starts at 0, so each block starts as its shortcut.
+
+    Source:
+        He et al. 2015; initialisation of nnU-Net v2's networks.
+    """
+    convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    for module in network.modules():
+        if isinstance(module, convolutions):
+            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, InstanceNorm):
+            module.weight.fill_(1)
+            module.bias.zero_()
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            module.conv2.norm.weight.zero_()
+
+
+def architecture_problems(architecture: Architecture) -> list[str]:
+    """Return what contradicts itself in a description, in words; empty if nothing does."""
+    problems = []
+    num_stages = len(architecture.features)
+    if num_stages < 2:
+        problems.append(f"features has {num_stages} entries; expected at least 2 stages")
+    lengths = {
+        "kernel_sizes": num_stages,
+        "strides": num_stages,
+        "blocks_encoder": num_stages,
+        "blocks_decoder": num_stages - 1,
+    }
+    for name, expected in lengths.items():
+        found = len(getattr(architecture, name))
+        if found != expected:
+            problems.append(
+                f"{name} has {found} entries; expected {expected}, as features has {num_stages}"
+            )
+    for name in ("features", "blocks_encoder", "blocks_decoder"):
+        values = getattr(architecture, name)
+        if any(value < 1 for value in values):
+            problems.append(f"{name} is {list(values)}; expected positive numbers")
+    return problems + _axis_problems(architecture)
+
+
+def _axis_problems(architecture: Architecture) -> list[str]:
+    problems = []
+    kernels, strides = architecture.kernel_sizes, architecture.strides
+    dimensions = sorted({len(entry) for entry in (*kernels, *strides)})
+    if len(dimensions) != 1 or dimensions[0] not in CONVOLUTIONS:
+        problems.append(
+            f"kernel_sizes and strides have entries for {dimensions} axes; "
+            "expected 2 everywhere or 3 everywhere"
+        )
+    if any(size < 1 or size % 2 == 0 for kernel in kernels for size in kernel):
+        problems.append(f"kernel_sizes is {[list(k) for k in kernels]}; expected odd sizes")
+    if any(step < 1 for stride in strides for step in stride):
+        problems.append(f"strides is {[list(s) for s in strides]}; expected positive numbers")
+    elif strides and any(step != 1 for step in strides[0]):
+        problems.append(f"strides opens with {list(strides[0])}; expected ones, full resolution")
+    return problems

@@ -1,0 +1,259 @@
+"""Statistics of a raw data set, gathered case by case and then pooled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.crop import bounding_box, crop
+from medseg.errors import DatasetError
+from medseg.geometry import Grid, orient, reorient
+from medseg.plan.frame import PLANNER_AXES
+from medseg.schema.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+
+NUM_SAMPLES = 100_000_000
+"""Foreground voxels drawn from the whole data set, per channel."""
+SEED = 1234
+"""Seed of the draw, the same in every case."""
+DRAW = 1 << 22
+"""Voxels drawn at a time."""
+SPACING_DIGITS = 6
+"""Significant digits of a voxel size; headers in single precision hold no more."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """Intensities drawn from the foreground of one channel, as a table."""
+
+    values: Float32
+    """Distinct values, ascending."""
+    counts: npt.NDArray[np.int32]
+    """How often each was drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CaseStatistics:
+    """What one case contributes to the fingerprint."""
+
+    case: CaseFingerprint
+    """Shape and spacing on canonical axes."""
+    relative_size: float
+    """Voxels of the non-zero box per voxel of the image."""
+    samples: tuple[Samples, ...]
+    """Foreground intensities of each channel; empty without foreground."""
+
+
+def samples_per_case(num_cases: int) -> int:
+    """Return how many foreground voxels are drawn from each case of a data set.
+
+    Examples:
+        >>> samples_per_case(200)
+        500000
+    """
+    return NUM_SAMPLES // num_cases
+
+
+def case_fingerprint(
+    channels: Float32,
+    affine: npt.ArrayLike,
+    segmentation: npt.NDArray[Any] | None,
+    *,
+    num_samples: int,
+    seed: int = SEED,
+) -> CaseStatistics:
+    """Measure one case.
+
+    The same image gives the same result in each of the 48 ways of storing it.
+
+    Args:
+        channels: (C, I, J, K), as read.
+        affine: (4, 4) voxel index to RAS+ mm.
+        segmentation: (I, J, K) label map on the same grid; None for a case without labels.
+        num_samples: Foreground voxels to draw, with replacement, from each channel.
+        seed: Seed of the draw.
+
+    Source:
+        Behaviour of nnU-Net 2.8.1's fingerprint extractor: foreground is every label but 0 inside
+        the non-zero box (ignored voxels too), voxels run through axis I first, then J, then K, and
+        one legacy generator serves the channels in turn.
+    """
+    axes, flips = orient(affine, PLANNER_AXES)
+    image = _turned(channels, axes, flips)
+    box = bounding_box(_any_nonzero(image))
+    lengths = [high - low for low, high in box]
+    i, j, k = channels.shape[1:]
+    grid = reorient(Grid((i, j, k), np.asarray(affine)), axes, flips)
+    samples = (_NOTHING,) * len(channels)
+    if segmentation is not None:
+        foreground = crop(_turned(segmentation, axes, flips), box) > 0
+        samples = draw_samples(crop(image, box), foreground, num_samples=num_samples, seed=seed)
+    return CaseStatistics(
+        case=CaseFingerprint(
+            shape=_canonical(grid.shape),
+            shape_cropped=_canonical(lengths),
+            spacing=_canonical([float(f"{v:.{SPACING_DIGITS}g}") for v in grid.spacing]),
+        ),
+        relative_size=math.prod(lengths) / math.prod(grid.shape),
+        samples=samples,
+    )
+
+
+def draw_samples(
+    channels: Float32, foreground: npt.NDArray[np.bool_], *, num_samples: int, seed: int
+) -> tuple[Samples, ...]:
+    """Draw foreground intensities with replacement.
+
+    Cases count alike in the pooled statistics, however large their foreground.
+
+    Args:
+        channels: (C, *spatial).
+        foreground: (*spatial) where to draw.
+        num_samples: Voxels to draw from each channel.
+        seed: Seed of the draw.
+
+    Returns:
+        One table for each channel; empty tables if there is no foreground.
+    """
+    generator = np.random.RandomState(seed)
+    found = []
+    for channel in channels:
+        pixels = channel[foreground]
+        if not len(pixels):
+            found.append(_NOTHING)
+            continue
+        drawn = np.empty(num_samples, dtype=np.float32)
+        for start in range(0, num_samples, DRAW):
+            part = drawn[start : start + DRAW]
+            np.take(pixels, generator.randint(0, len(pixels), len(part)), out=part, mode="clip")
+        values, counts = np.unique(drawn, return_counts=True)
+        found.append(Samples(values=values, counts=counts.astype(np.int32)))
+    return tuple(found)
+
+
+def pool(cases: Mapping[str, CaseStatistics]) -> Fingerprint:
+    """Put the statistics of all cases together.
+
+    Args:
+        cases: Case id -> its statistics.
+
+    Raises:
+        DatasetError: If there is no case, or none has foreground, or their channels differ.
+    """
+    if not cases:
+        raise DatasetError("no case to take a fingerprint of; expected at least one labelled case.")
+    num_channels = {case_id: len(item.samples) for case_id, item in cases.items()}
+    if len(set(num_channels.values())) > 1:
+        raise DatasetError(f"cases differ in their number of channels: {num_channels}.")
+    sizes = [item.relative_size for item in cases.values()]
+    return Fingerprint(
+        cases={case_id: item.case for case_id, item in cases.items()},
+        channels=tuple(
+            pool_samples(channel)
+            for channel in zip(*(c.samples for c in cases.values()), strict=True)
+        ),
+        median_relative_size_after_cropping=float(np.median(sizes)),
+    )
+
+
+def pool_samples(samples: Sequence[Samples]) -> IntensityStatistics:
+    """Return the statistics of one channel over all cases, every draw counted.
+
+    The tables are never put together: the memory needed is that of the largest.
+
+    Raises:
+        DatasetError: If nothing was drawn.
+    """
+    tables = [table for table in samples if len(table.values)]
+    if not tables:
+        raise DatasetError(
+            "no case has a foreground voxel (a label above 0 inside the non-zero part of the "
+            "image); expected at least one. Check that labels and images belong together."
+        )
+    total = sum(int(table.counts.sum(dtype=np.int64)) for table in tables)
+    mean = sum(float(table.counts @ table.values.astype(np.float64)) for table in tables) / total
+    squares = sum(float(table.counts @ (table.values - np.float64(mean)) ** 2) for table in tables)
+    low, median, high = percentiles(tables, (0.5, 50.0, 99.5))
+    return IntensityStatistics(
+        mean=mean,
+        std=math.sqrt(squares / total),
+        median=median,
+        min=min(float(table.values[0]) for table in tables),
+        max=max(float(table.values[-1]) for table in tables),
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )
+
+
+def percentiles(tables: Sequence[Samples], percents: Sequence[float]) -> tuple[float, ...]:
+    """Return percentiles of all draws, linear between the two nearest.
+
+    Args:
+        tables: At least one, none empty.
+        percents: 0 to 100.
+    """
+    total = sum(int(table.counts.sum(dtype=np.int64)) for table in tables)
+    places = np.array(percents) / 100 * (total - 1)
+    below = np.floor(places).astype(np.int64)
+    ranks = np.concatenate([below, np.minimum(below + 1, total - 1)])
+    first, second = _drawn_at(tables, ranks).reshape(2, -1)
+    return tuple(float(v) for v in first + (second - first) * (places - below))
+
+
+def _drawn_at(tables: Sequence[Samples], ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the draws of the given ranks (0: the smallest), bisecting over all float32 values."""
+    ends = [np.concatenate([[0], np.cumsum(table.counts, dtype=np.int64)]) for table in tables]
+    low = np.full(ranks.shape, min(int(_to_keys(table.values[:1])[0]) for table in tables))
+    high = np.full(ranks.shape, max(int(_to_keys(table.values[-1:])[0]) for table in tables))
+    while (low < high).any():
+        middle = (low + high) // 2
+        value = _from_keys(middle)
+        drawn = sum(
+            end[np.searchsorted(table.values, value, side="right")]
+            for table, end in zip(tables, ends, strict=True)
+        )
+        high = np.where(drawn > ranks, middle, high)
+        low = np.where(drawn > ranks, low, middle + 1)
+    return _from_keys(high).astype(np.float64)
+
+
+def _to_keys(values: Float32) -> npt.NDArray[np.int64]:
+    """Return integers in the order of the values, consecutive for consecutive floats."""
+    bits = values.view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+def _from_keys(keys: npt.NDArray[np.int64]) -> Float32:
+    bits = np.where(keys < 0, 0x80000000 - keys, keys)
+    return bits.astype(np.uint32).view(np.float32)
+
+
+_NOTHING = Samples(values=np.empty(0, np.float32), counts=np.empty(0, np.int32))
+
+
+def _any_nonzero(channels: Float32) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(channels.shape[1:], dtype=np.bool_)
+    for channel in channels:
+        mask |= channel != 0
+    return mask
+
+
+def _turned(
+    array: npt.NDArray[Any], axes: Sequence[int], flips: Sequence[bool]
+) -> npt.NDArray[Any]:
+    """Return a view of (..., I, J, K) with axes in planner order and direction."""
+    leading = array.ndim - 3
+    view = array.transpose(*range(leading), *(leading + axis for axis in axes))
+    return np.flip(view, tuple(leading + d for d, flip in enumerate(flips) if flip))
+
+
+def _canonical(values: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Return planner-order values in the order I, J, K."""
+    a, b, c = (values[PLANNER_AXES.index(axis)] for axis in range(3))
+    return a, b, c

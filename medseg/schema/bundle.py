@@ -1,0 +1,51 @@
+"""The description of a bundle: a folder sufficient for inference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from medseg.schema.base import FORMAT_VERSION, Schema
+
+
+class Semantics(Schema):
+    """How a prediction is put together."""
+
+    average: Literal["logits", "probabilities"] = "logits"
+    """What is averaged over tiles, mirrors and folds."""
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """`sigmoid` for regions."""
+    normalise_first: bool = True
+    """Whether intensities are normalised before resampling."""
+    accumulator: Literal["float32"] = "float32"
+    """Type of the tile accumulator."""
+    gaussian_peak: float = 1.0
+    """Maximum of the tile weight."""
+    label_resize: Literal["argmax"] = "argmax"
+    """How label maps are resampled."""
+    mirror_axes: tuple[int, ...] = ()
+    """Network axes mirrored in test-time augmentation."""
+
+
+class BundleManifest(Schema):
+    """`bundle.json`."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of this file's format."""
+    kind: Literal["single"] = "single"
+    """One configuration, one or more folds."""
+    configuration: str
+    """Name of the configuration in `plans.json`."""
+    recipe: str = ""
+    """Name of the recipe it was trained with."""
+    orientation: Literal["canonical"] = "canonical"
+    """Frame the images are brought to before anything else."""
+    semantics: Semantics
+    """How a prediction is put together."""
+    folds: tuple[str, ...]
+    """Folds with weights: "fold_0" ... or "all"."""
+    checkpoints: tuple[str, ...] = ("final",)
+    """Which weights each fold has: "final", "best"."""
+    sha256: dict[str, str]
+    """File (relative path) -> checksum, of every other file of the bundle."""
+    medseg_version: str = ""
+    """Version of medseg that wrote the bundle."""

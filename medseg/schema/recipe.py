@@ -1,0 +1,138 @@
+"""A training recipe: everything about training that is not in the plans."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from medseg.schema.base import FORMAT_VERSION, Schema
+
+
+class OptimizerRecipe(Schema):
+    """Which optimiser, and its constants."""
+
+    name: str = "sgd"
+    """`sgd`, `adam`, `adamw`, or "package.module:Name"."""
+    lr: PositiveFloat = 0.01
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 3e-5
+    """Weight decay."""
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    """Momentum (Nesterov) of SGD; first beta of Adam and AdamW is 0.9."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Second beta of Adam and AdamW."""
+
+
+class ScheduleRecipe(Schema):
+    """How the learning rate moves over the whole run."""
+
+    name: Literal["poly", "cosine", "constant"] = "poly"
+    """Shape of the decay after the warm-up."""
+    power: PositiveFloat = 0.9
+    """Exponent of the polynomial decay."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the run during which the rate rises linearly from 0."""
+    per: Literal["epoch", "iteration"] = "epoch"
+    """Whether the rate changes once an epoch (as nnU-Net does) or every iteration."""
+
+
+class LossRecipe(Schema):
+    """Which loss."""
+
+    name: str = "dice_ce"
+    """`dice_ce`, `dice`, `ce`, or "package.module:Name"; with regions, BCE stands in for CE."""
+    batch_dice: bool | None = None
+    """Pool the Dice over the batch; None takes the plans' decision."""
+    deep_supervision: bool = True
+    """Also supervise the lower-resolution outputs, weights halving with each."""
+
+
+class SamplingRecipe(Schema):
+    """Which patches are cut."""
+
+    foreground_fraction: float = Field(default=0.33, ge=0, le=1)
+    """Share of a batch's patches (its last samples) that must contain foreground."""
+    batch_size: PositiveInt | None = None
+    """Patches per step; None takes the plans' decision."""
+    patch_size: tuple[PositiveInt, ...] | None = None
+    """Patch size in voxels, network order; None takes the plans' decision."""
+
+
+class AugmentationRecipe(Schema):
+    """The augmentation of a patch; the defaults are nnU-Net's."""
+
+    backend: Literal["torch", "batchgenerators", "none"] = "torch"
+    """`torch`: batched on the training device; `batchgenerators`: that library, on the CPU."""
+    rotation_probability: float = Field(default=0.2, ge=0, le=1)
+    """Chance of a random rotation."""
+    rotation_max_deg: float | None = None
+    """Largest angle about each axis; None: 30 in 3D, 180 in 2D (15 for elongated patches)."""
+    scaling_probability: float = Field(default=0.2, ge=0, le=1)
+    """Chance of a random isotropic zoom."""
+    scaling_range: tuple[float, float] = (0.7, 1.4)
+    """Zoom factors."""
+    elastic_probability: float = Field(default=0.0, ge=0, le=1)
+    """Chance of an elastic deformation."""
+    noise_probability: float = Field(default=0.1, ge=0, le=1)
+    """Chance of additive Gaussian noise (variance 0 to 0.1)."""
+    blur_probability: float = Field(default=0.2, ge=0, le=1)
+    """Chance of a Gaussian blur (sigma 0.5 to 1; each channel with chance 0.5)."""
+    brightness_probability: float = Field(default=0.15, ge=0, le=1)
+    """Chance of a multiplication by 0.75 to 1.25 (each channel)."""
+    contrast_probability: float = Field(default=0.15, ge=0, le=1)
+    """Chance of a contrast change by 0.75 to 1.25 about the mean, range kept."""
+    low_resolution_probability: float = Field(default=0.25, ge=0, le=1)
+    """Chance of a simulated low resolution (0.5 to 1; each channel with chance 0.5)."""
+    gamma_probability: float = Field(default=0.3, ge=0, le=1)
+    """Chance of a gamma change (0.7 to 1.5), statistics kept."""
+    inverted_gamma_probability: float = Field(default=0.1, ge=0, le=1)
+    """Chance of a gamma change of the negated image."""
+    mirror_axes: tuple[NonNegativeInt, ...] | None = None
+    """Network axes that may be mirrored, also in test-time augmentation; None: all."""
+
+
+class NetworkRecipe(Schema):
+    """Changes to the planned network."""
+
+    kind: Literal["plain_unet", "residual_unet"] | None = None
+    """Another kind of network on the planned topology; None keeps the planned one."""
+    base_features: PositiveInt | None = None
+    """Feature channels at full resolution; None keeps the plans'."""
+    max_features: PositiveInt | None = None
+    """Largest number of feature channels; None keeps the plans'."""
+
+
+class Recipe(Schema):
+    """Everything about training that is not in the plans; a YAML file in `configs/`."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of this file's format."""
+    description: str = ""
+    """What the recipe is for, in one line."""
+    epochs: PositiveInt = 1000
+    """Training length; one epoch is `iterations_per_epoch` optimiser steps."""
+    iterations_per_epoch: PositiveInt = 250
+    """Optimiser steps per epoch, independent of the dataset's size."""
+    validation_iterations: NonNegativeInt = 50
+    """Validation patches batches per epoch (journal only; the real validation is full-volume)."""
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    """Optimiser."""
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    """Learning-rate schedule."""
+    loss: LossRecipe = LossRecipe()
+    """Loss."""
+    sampling: SamplingRecipe = SamplingRecipe()
+    """Patch sampling."""
+    augmentation: AugmentationRecipe = AugmentationRecipe()
+    """Augmentation."""
+    network: NetworkRecipe = NetworkRecipe()
+    """Changes to the planned network."""
+    gradient_clip: PositiveFloat | None = 12.0
+    """Largest L2 norm of the gradient; None does not clip."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which then is what is saved."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto: bf16 or fp16 where the hardware has them."""
+    compile: Literal["auto", "off"] = "auto"
+    """`auto` tries torch.compile and keeps it where it is faster."""

@@ -1,0 +1,258 @@
+"""The state of a training run, and what one step does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from medseg.augment.pipeline import Augmenter
+from medseg.augment.streams import sample_seed
+from medseg.data.loader import Batch
+from medseg.errors import MedsegError
+from medseg.labels import LabelScheme
+from medseg.schema.recipe import Recipe
+from medseg.train.optim import Ema, build_optimizer, learning_rate
+from medseg.train.schedule import Length
+
+Loss = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+_BEST_SMOOTHING = 0.9
+"""Weight of the past in the running mean of the patch Dice that chooses "best"."""
+_MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts a trainer is put together from."""
+
+    network: torch.nn.Module
+    loss: Loss
+    augmenter: Augmenter
+    labels: LabelScheme
+    device: torch.device
+    dtype: torch.dtype | None
+    """Autocast type of the network; None computes in float32."""
+    compiled: bool
+    seed: int
+
+
+class Trainer:
+    """Network, optimiser, schedule position and running results of one run."""
+
+    def __init__(self, recipe: Recipe, parts: Parts, length: Length) -> None:
+        """Put a new run together; nothing is computed yet."""
+        self.recipe, self.parts, self.length = recipe, parts, length
+        layout: Any = memory_format(parts.network)
+        self.network = parts.network.to(device=parts.device).to(memory_format=layout)
+        self.forward = torch.compile(self.network) if parts.compiled else self.network
+        self.optimizer = build_optimizer(self.network.parameters(), recipe.optimizer)
+        self.ema = Ema(self.network, recipe.ema) if recipe.ema else None
+        self.scaler = torch.amp.GradScaler(
+            parts.device.type, enabled=parts.dtype == torch.float16 and parts.device.type == "cuda"
+        )
+        self.iterations_per_epoch = recipe.iterations_per_epoch
+        self.epoch = 0
+        self.num_skipped = 0
+        self.smoothed_dice: float | None = None
+        self.best_dice: float | None = None
+        self.is_best = False
+        self._skipped_in_a_row = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate of the present step."""
+        progress = self.length.progress
+        if self.recipe.schedule.per == "epoch":
+            progress = self._epoch_progress
+        return learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, progress)
+
+    @property
+    def _epoch_progress(self) -> float:
+        done = self.epoch * self.iterations_per_epoch
+        total = self.length.num_iterations
+        return done / total if total else self.length.progress
+
+    def new_loss_sum(self) -> torch.Tensor:
+        """Return a zero on the device to sum losses in without synchronising."""
+        return torch.zeros((), device=self.parts.device)
+
+    def peek(self, losses: torch.Tensor, number: int) -> float | None:
+        """Return the mean loss so far; on an accelerator only now and then, as it synchronises."""
+        if self.parts.device.type != "cpu" and number % 50:
+            return None
+        return float(losses) / number
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """Do one optimiser step and return its loss, still on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.network.train()
+        images, target, valid = self._prepare(batch, augment=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            logits = _as_list(self.forward(images))
+        loss = self.parts.loss(logits, target, valid)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._update(loss, batch)
+        self.length.advance()
+        return loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def _update(self, loss: torch.Tensor, batch: Batch) -> None:
+        """Apply the gradients; a step that is not finite is skipped and counted."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.recipe.gradient_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        if self.scaler.is_enabled() or bool(torch.isfinite(norm + loss.detach())):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._skipped_in_a_row = 0
+            if self.ema is not None:
+                self.ema.update(self.network)
+            return
+        self.num_skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            raise MedsegError(
+                f"training diverged: {self._skipped_in_a_row} steps in a row had a loss or "
+                f"gradient that is not finite, last with the cases {', '.join(batch.case_ids)}. "
+                "Lower optimizer.lr, or look at these cases."
+            )
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch]) -> tuple[dict[str, float | None], float | None]:
+        """Return the Dice of each structure pooled over validation patches, and the mean loss."""
+        self.network.eval()
+        counts, loss, num_batches = None, self.new_loss_sum(), 0
+        for batch in batches:
+            images, target, valid = self._prepare(batch, augment=False)
+            with self._autocast():
+                logits = _as_list(self.network(images))
+            loss += self.parts.loss(logits, target, valid)
+            found = self._counts(logits[0].float(), target, valid)
+            counts = found if counts is None else counts + found
+            num_batches += 1
+        if counts is None:
+            return dict.fromkeys(self.parts.labels.foreground), None
+        dice = [
+            2 * tp / (2 * tp + wrong) if tp + wrong > 0 else None for tp, wrong in counts.tolist()
+        ]
+        names = self.parts.labels.foreground
+        return dict(zip(names, dice, strict=True)), float(loss) / num_batches
+
+    def _counts(
+        self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return (structures, 2): true positives, and false positives plus false negatives."""
+        if self.parts.labels.has_regions:
+            predicted, reference = logits > 0, target.bool()
+        else:
+            classes = torch.arange(1, logits.shape[1], device=logits.device)
+            shape = (1, -1, *(1,) * (logits.ndim - 2))
+            predicted = logits.argmax(1, keepdim=True) == classes.view(shape)
+            reference = target.unsqueeze(1) == classes.view(shape)
+        counted = torch.ones_like(reference) if valid is None else valid.unsqueeze(1)
+        axes = [0, *range(2, logits.ndim)]
+        hits = (predicted & reference & counted).sum(axes)
+        wrong = ((predicted ^ reference) & counted).sum(axes)
+        return torch.stack([hits, wrong], dim=1).double()
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Count the epoch and decide whether its weights are the best so far."""
+        self.epoch += 1
+        mean = row["mean_patch_dice"]
+        if mean is not None:
+            before = mean if self.smoothed_dice is None else self.smoothed_dice
+            self.smoothed_dice = _BEST_SMOOTHING * before + (1 - _BEST_SMOOTHING) * mean
+        self.is_best = self.smoothed_dice is not None and (
+            self.best_dice is None or self.smoothed_dice > self.best_dice
+        )
+        if self.is_best:
+            self.best_dice = self.smoothed_dice
+        row["smoothed_patch_dice"] = self.smoothed_dice
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights to predict with: the moving average where there is one."""
+        return dict(self.ema.tensors if self.ema is not None else self.network.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a later process needs to go on exactly here."""
+        return {
+            "network": dict(self.network.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None
+            if self.ema is None
+            else {"tensors": self.ema.tensors, "num_updates": self.ema.num_updates},
+            "iteration": self.length.iteration,
+            "progress": self.length.progress,
+            "seconds_per_iteration": self.length.seconds_per_iteration,
+            "epoch": self.epoch,
+            "num_skipped": self.num_skipped,
+            "smoothed_dice": self.smoothed_dice,
+            "best_dice": self.best_dice,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state written by `state_dict`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.num_updates = state["ema"]["num_updates"]
+            for name, tensor in state["ema"]["tensors"].items():
+                self.ema.tensors[name].copy_(tensor)
+        self.length.iteration = state["iteration"]
+        self.length.progress = state["progress"]
+        self.length.seconds_per_iteration = state["seconds_per_iteration"]
+        self.epoch = state["epoch"]
+        self.num_skipped = state["num_skipped"]
+        self.smoothed_dice = state["smoothed_dice"]
+        self.best_dice = state["best_dice"]
+
+    def _prepare(
+        self, batch: Batch, *, augment: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Move a batch to the device and turn labels into targets; augmented in training."""
+        device = self.parts.device
+        images = _to_device(batch.images, device)
+        segmentations = _to_device(_torch_labels(batch.segmentations), device)
+        if augment:
+            outside = None if batch.outside is None else _to_device(batch.outside, device)
+            seeds = [sample_seed(self.parts.seed, index) for index in batch.indices]
+            images, segmentations, _ = self.parts.augmenter(
+                images, segmentations, outside, seeds=seeds
+            )
+        target, valid = self.parts.labels.target(segmentations)
+        return images.contiguous(memory_format=memory_format(self.network)), target, valid
+
+    def _autocast(self) -> Any:
+        if self.parts.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.parts.device.type, dtype=self.parts.dtype)
+
+
+def memory_format(network: torch.nn.Module) -> torch.memory_format:
+    """Return channels-last for the network's dimension."""
+    is_3d = any(isinstance(module, torch.nn.Conv3d) for module in network.modules())
+    return torch.channels_last_3d if is_3d else torch.channels_last
+
+
+def _as_list(logits: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return [logits] if isinstance(logits, torch.Tensor) else list(logits)
+
+
+def _torch_labels(labels: Any) -> Any:
+    """Return labels in an integer type that torch computes with (it lacks uint16)."""
+    return labels.astype(np.int32) if labels.dtype == np.uint16 else labels
+
+
+def _to_device(array: Any, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
