@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 DATASET_NAME = "Dataset001_DemoBrain"
 """Folder of the demo data set."""
+
+NUM_THREADS = 2
+"""Cases simulated at a time; the voxels do not depend on it."""
 
 
 def write_demo_dataset(
@@ -43,13 +47,16 @@ def write_demo_dataset(
         )
     dataset = Path(folder) / DATASET_NAME
     scans = list(SCANS)
-    for number in range(num_train + num_test):
-        is_training = number < num_train
-        position = number if is_training else number - num_train
+
+    def write(number: int) -> None:
+        part, position = ("Tr", number) if number < num_train else ("Ts", number - num_train)
         rng = np.random.default_rng((seed, number))
         examination = simulate(rng, scan=scans[position % len(scans)])
-        _write_case(dataset, f"brain_{number + 1:03d}", "Tr" if is_training else "Ts", examination)
+        _write_case(dataset, f"brain_{number + 1:03d}", part, examination)
         logger.info("simulated case %d of %d", number + 1, num_train + num_test)
+
+    with ThreadPoolExecutor(max_workers=NUM_THREADS) as pool:
+        list(pool.map(write, range(num_train + num_test)))
     write_json(dataset / "dataset.json", _description(num_train))
     return dataset
 

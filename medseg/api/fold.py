@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,6 +16,7 @@ import torch
 
 from medseg.augment.pipeline import Augmenter
 from medseg.augment.settings import is_anisotropic
+from medseg.augment.streams import sample_seed
 from medseg.data.loader import Batch, batches
 from medseg.data.patches import PatchSampler
 from medseg.data.splits import Split
@@ -91,17 +92,26 @@ class FoldRun:
         return tuple(range(self.configuration.num_dimensions)) if axes is None else axes
 
 
-def train_fold(run: FoldRun, *, restart: bool = False) -> None:
-    """Train a fold to its end; go on from its last checkpoint; leave a finished fold alone."""
-    if restart:
-        shutil.rmtree(run.fold_path, ignore_errors=True)
-    if (run.weights_path / "final.safetensors").is_file():
+def train_fold(
+    run: FoldRun, *, restart: bool = False, on_start: Callable[[], None] = lambda: None
+) -> None:
+    """Train a fold to its end; go on from its last checkpoint; leave a finished fold alone.
+
+    Args:
+        run: What to train.
+        restart: Throw away what the fold has.
+        on_start: Called once everything is known to fit, before anything is written or deleted.
+    """
+    if (run.weights_path / "final.safetensors").is_file() and not restart:
         logger.info("%s is trained already; --restart trains it anew", run.fold_path)
         return
     spec = run.folder.spec()
     labels = LabelScheme.from_spec(spec)
     entries = _entries(run)
     trainer, sampler = _put_together(run, spec, labels, entries)
+    on_start()
+    if restart:
+        shutil.rmtree(run.fold_path, ignore_errors=True)
     checkpoints, journal = run.fold_path / "checkpoints", Journal(run.fold_path / "journal.jsonl")
     state = load_checkpoint(checkpoints)
     if state is not None:
@@ -169,14 +179,13 @@ def _put_together(
         labels=labels,
         device=device,
         dtype=autocast_dtype(device, recipe.precision),
-        compiled=False,
         seed=seed,
     )
     sampler = PatchSampler(
         entries=entries,
         case_ids=run.split.train,
-        source_size=augmenter.source_size,
-        final_size=patch_size,
+        patch_size=patch_size,
+        read_size=lambda k: augmenter.read_size(sample_seed(seed, k)),
         batch_size=recipe.sampling.batch_size or configuration.batch_size,
         foreground_fraction=recipe.sampling.foreground_fraction,
         structures=tuple(labels.foreground.values()),
@@ -187,9 +196,9 @@ def _put_together(
 
 def _length(run: FoldRun) -> Length:
     if run.budget_seconds is not None:
-        return Length(num_iterations=None, deadline=run.started + run.budget_seconds)
+        return Length(budget_seconds=run.budget_seconds, started=run.started)
     planned = run.recipe.epochs * run.recipe.iterations_per_epoch
-    return Length(num_iterations=run.iterations or planned)
+    return Length(num_iterations=run.iterations or planned, started=run.started)
 
 
 def _seed(run: FoldRun) -> int:
@@ -238,7 +247,7 @@ def _validation_batches(
         sampler,
         entries=entries,
         case_ids=run.split.validation,
-        source_size=sampler.final_size,
+        read_size=None,
         seed=sampler.seed + 500,
     )
     return _first(batches(chosen, first=0), count)
@@ -289,11 +298,10 @@ class _Saver:
             {
                 "iterations": length.iteration,
                 "epochs": self._trainer.epoch,
-                "seconds_to_last_step": round(time.monotonic() - self._run.started, 1),
+                "seconds_to_last_step": self._trainer.seconds_to_last_step,
                 "budget_seconds": self._run.budget_seconds,
                 "device": str(self._trainer.parts.device),
                 "precision": str(self._trainer.parts.dtype or torch.float32).removeprefix("torch."),
-                "compiled": self._trainer.parts.compiled,
                 "threads": torch.get_num_threads(),
                 "seed": self._trainer.parts.seed,
                 "skipped_steps": self._trainer.num_skipped,

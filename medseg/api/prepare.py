@@ -17,6 +17,7 @@ from medseg.execute.local import map_cases
 from medseg.execute.progress import progress_bar
 from medseg.plan.fingerprint import CaseStatistics, case_fingerprint, pool, samples_per_case
 from medseg.plan.planner import make_plans
+from medseg.plan.presets import get_preset
 from medseg.preprocess.pipeline import preprocess_case
 from medseg.schema.base import write
 from medseg.schema.dataset import DatasetSpec
@@ -48,11 +49,7 @@ def fingerprint(
     Raises:
         DatasetError: With every problem of every case; nothing is written then.
     """
-    folder, source = Workspace(Path(workspace)).find(dataset)
-    spec = read_dataset(source if source is not None else Path(folder.spec().source))
-    function = partial(_sample_case, spec, samples_per_case(len(spec.cases)))
-    samples = dict(_map(function, spec, "fingerprint", workers, progress))
-    result = pool({case: samples[case] for case in spec.cases})
+    folder, spec, result = _measure(dataset, workspace, workers, progress)
     write(folder.spec_path, spec)
     write(folder.fingerprint_path, result)
     return result
@@ -158,19 +155,39 @@ def plan_and_preprocess(  # noqa: PLR0913 - one option of the command each
 ) -> Plans:
     """Check, fingerprint, plan and preprocess a dataset.
 
-    Arguments, errors and results are those of `fingerprint`, `plan` and `preprocess`.
+    Arguments, errors and results are those of `fingerprint`, `plan` and `preprocess`; nothing is
+    written before all cases are checked and the plans hold every configuration asked for.
     """
-    common: dict[str, Any] = {"workspace": workspace, "workers": workers, "progress": progress}
-    fingerprint(dataset, **common)
-    result = plan(
+    get_preset(plans)
+    memory = _gigabytes(gpu_memory)
+    folder, spec, measured = _measure(dataset, workspace, workers, progress)
+    spacing = None if target_spacing is None else tuple(target_spacing)
+    result = make_plans(measured, spec, name=plans, gpu_memory_gb=memory, target_spacing=spacing)
+    for name in configurations or ():
+        result.configuration(name)
+    write(folder.spec_path, spec)
+    write(folder.fingerprint_path, measured)
+    write(folder.plans_path(plans), result)
+    preprocess(
         dataset,
+        configurations=configurations,
         plans=plans,
-        gpu_memory=gpu_memory,
-        target_spacing=target_spacing,
         workspace=workspace,
+        workers=workers,
+        progress=progress,
     )
-    preprocess(dataset, configurations=configurations, plans=plans, **common)
     return result
+
+
+def _measure(
+    dataset: str | Path, workspace: str | Path, workers: int | None, progress: bool
+) -> tuple[DatasetFolder, DatasetSpec, Fingerprint]:
+    """Read and check every case; write nothing."""
+    folder, source = Workspace(Path(workspace)).find(dataset)
+    spec = read_dataset(source if source is not None else Path(folder.spec().source))
+    function = partial(_sample_case, spec, samples_per_case(len(spec.cases)))
+    samples = dict(_map(function, spec, "fingerprint", workers, progress))
+    return folder, spec, pool({case: samples[case] for case in spec.cases})
 
 
 def _gigabytes(memory: str | float | None) -> float | None:

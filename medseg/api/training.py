@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from medseg.api.fold import FoldRun, train_fold
 from medseg.api.recipes import format_recipe, read_recipe
 from medseg.api.validation import validate_fold, write_run_bundle
-from medseg.data.splits import Split, read_or_make_splits
+from medseg.data.splits import Split, make_splits, read_or_make_splits
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
 from medseg.errors import ConfigError, PlanError
 from medseg.schema.base import validate, write_json, write_text
@@ -87,6 +88,7 @@ def train(  # noqa: PLR0913 - one option of the command each
         PlanError: If the plans lack the configuration.
     """
     started = time.monotonic() if started is None else started
+    seconds = None if budget is None else parse_duration(budget)
     folder, _ = Workspace(Path(workspace)).find(dataset)
     resolved = _with_length(read_recipe(recipe, set), budget, epochs, iterations)
     planned = folder.plans(plans)
@@ -97,7 +99,7 @@ def train(  # noqa: PLR0913 - one option of the command each
             f"not train yet. Train {configuration.previous_stage!r} or '3d_fullres' instead."
         )
     path = folder.run_path(plans, config, name or Path(str(recipe)).stem)
-    _claim_run(path, resolved, _environment())
+    _check_recipe(path, resolved)
     metrics = {}
     for number, (fold_name, split) in enumerate(_splits(folder, fold).items()):
         run = FoldRun(
@@ -112,12 +114,12 @@ def train(  # noqa: PLR0913 - one option of the command each
             seed=seed,
             device=device,
             iterations=iterations,
-            budget_seconds=None if budget is None else parse_duration(budget),
+            budget_seconds=seconds,
             started=started if number == 0 else time.monotonic(),
             progress=progress,
         )
         if not validate_only:
-            train_fold(run, restart=restart)
+            train_fold(run, restart=restart, on_start=partial(_claim_run, run))
         bundle = write_run_bundle(run)
         if split.validation:
             metrics[fold_name] = validate_fold(run, bundle)
@@ -194,34 +196,36 @@ def _with_length(
 
 def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
     """Return fold name -> split for 0..N-1, "all" or "cv"."""
-    cases = [case for case, files in folder.spec().cases.items() if files.segmentation]
+    cases = _labelled_cases(folder)
     if str(fold) == "all":
         return {"all": Split(train=tuple(sorted(cases)), validation=())}
-    splits = read_or_make_splits(folder.splits_path, cases)
-    if str(fold) == "cv":
-        return {f"fold_{number}": split for number, split in enumerate(splits)}
+    is_new = not folder.splits_path.exists()
+    splits = make_splits(cases) if is_new else read_or_make_splits(folder.splits_path, cases)
+    named = {f"fold_{number}": split for number, split in enumerate(splits)}
     text = str(fold).removeprefix("fold_")
-    if not text.isdigit() or int(text) >= len(splits):
+    name = f"fold_{int(text)}" if text.isdigit() else text
+    if name != "cv" and name not in named:
         raise ConfigError(
             f"fold is {str(fold)!r}; expected 0 to {len(splits) - 1}, 'all' or 'cv' "
-            f"({folder.splits_path} has {len(splits)} folds)."
+            f"({folder.path.name!r} is split into {len(splits)} folds)."
         )
-    return {f"fold_{int(text)}": splits[int(text)]}
+    return named if name == "cv" else {name: named[name]}
+
+
+def _labelled_cases(folder: DatasetFolder) -> list[str]:
+    return [case for case, files in folder.spec().cases.items() if files.segmentation]
 
 
 def _narrowed(plans: Plans, config: str, configuration: Configuration) -> Plans:
     return plans.model_copy(update={"configurations": {config: configuration}})
 
 
-def _claim_run(path: Path, recipe: Recipe, environment: dict[str, str]) -> None:
-    """Write the run's recipe, or check that it is the one the run was started with."""
-    text, file = format_recipe(recipe), path / "recipe.yaml"
-    if not file.is_file():
-        write_text(file, text)
-        write_json(path / "environment.json", environment)
-        return
-    before = file.read_text(encoding="utf-8")
-    if before == text:
+def _check_recipe(path: Path, recipe: Recipe) -> None:
+    """Check that a run which is there was started with this recipe."""
+    file = path / "recipe.yaml"
+    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    text = format_recipe(recipe)
+    if before is None or before == text:
         return
     old, new = before.splitlines(), text.splitlines()
     changed = [
@@ -238,6 +242,15 @@ def _claim_run(path: Path, recipe: Recipe, environment: dict[str, str]) -> None:
             ]
         )
     )
+
+
+def _claim_run(run: FoldRun) -> None:
+    """Write the recipe and the environment of a new run, and the splits of a new dataset."""
+    if run.split.validation:
+        read_or_make_splits(run.folder.splits_path, _labelled_cases(run.folder))
+    if not (run.path / "recipe.yaml").is_file():
+        write_text(run.path / "recipe.yaml", format_recipe(run.recipe))
+        write_json(run.path / "environment.json", _environment())
 
 
 def _environment() -> dict[str, str]:

@@ -27,7 +27,7 @@ def write_run_bundle(run: FoldRun) -> Path:
         BundleError: If no fold is trained.
     """
     weights = {}
-    for path in sorted(run.path.iterdir()):
+    for path in sorted(run.path.glob("*")):
         if path.name == "all" or path.name.startswith("fold_"):
             found = trained_weights(replace(run, fold=path.name))
             if "final" in found:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from medseg.cli import dataset, judge, predict, recipes, train
+from medseg.cli import dataset, demo, judge, predict, recipes, train
 from medseg.cli.options import settings
 
 app = typer.Typer(
@@ -21,11 +21,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (dataset, train, predict, judge, recipes):
+for group in (demo, dataset, train, predict, judge, recipes):
     group.register(app)
 
 
-_OPTION_ERROR = typer.BadParameter.__mro__[2]
+_OPTION_ERROR: type[Any] = typer.BadParameter.__mro__[2]
 """What typer raises for any wrong option or argument."""
 
 

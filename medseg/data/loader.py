@@ -7,9 +7,6 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medseg.data.patches import Patch, PatchSampler
 
 
@@ -17,27 +14,18 @@ from medseg.data.patches import Patch, PatchSampler
 class Batch:
     """Patches of one optimiser step, on the host."""
 
-    images: NDArray[np.float32]
-    """(B, C, *source)."""
-    segmentations: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16]
-    """(B, *source)."""
-    outside: NDArray[np.bool_] | None
-    """(B, *source) or None."""
-    case_ids: tuple[str, ...]
-    indices: tuple[int, ...]
-    """Number of each patch in the run; seeds of its augmentation."""
+    patches: tuple[Patch, ...]
+    """Patches may differ in size: each holds what its own augmentation reads."""
 
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Return the case of each patch."""
+        return tuple(patch.case_id for patch in self.patches)
 
-def collate(patches: list[Patch]) -> Batch:
-    """Stack patches into a batch."""
-    outside = [patch.outside for patch in patches if patch.outside is not None]
-    return Batch(
-        images=np.stack([patch.image for patch in patches]),
-        segmentations=np.stack([patch.segmentation for patch in patches]),
-        outside=np.stack(outside) if outside else None,
-        case_ids=tuple(patch.case_id for patch in patches),
-        indices=tuple(patch.index for patch in patches),
-    )
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Return the number of each patch in the run, the seed of its augmentation."""
+        return tuple(patch.index for patch in self.patches)
 
 
 def batches(
@@ -51,7 +39,7 @@ def batches(
 
     def cut_batch(number: int) -> Batch:
         start = number * sampler.batch_size
-        return collate([sampler.draw(start + offset) for offset in range(sampler.batch_size)])
+        return Batch(patches=tuple(map(sampler.draw, range(start, start + sampler.batch_size))))
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="medseg-patches") as pool:
         queue: deque[Future[Batch]] = deque()

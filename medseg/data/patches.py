@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,11 @@ class Patch:
     """One training patch on the host."""
 
     image: NDArray[np.float32]
-    """(C, *source)."""
+    """(C, *read)."""
     segmentation: NDArray[np.unsignedinteger[Any]]
-    """(*source)."""
+    """(*read)."""
     outside: NDArray[np.bool_] | None
-    """(*source) or None."""
+    """(*read) or None."""
     case_id: str
     index: int
     """The patch's number k in the run."""
@@ -34,9 +34,9 @@ class Patch:
 class PatchSampler:
     """Draws patch k: a case, a place, and the voxels there.
 
-    The source of a patch is larger than the final patch by what augmentation needs. Positions
-    follow the final patch: its border may touch the image's border but not leave it, unless the
-    image is smaller.
+    More than the patch is read where its augmentation needs more, around the same centre.
+    Positions follow the patch: its border may touch the image's border but not leave it, unless
+    the image is smaller.
 
     Source:
         Data loader of nnU-Net v2.
@@ -44,10 +44,10 @@ class PatchSampler:
 
     entries: Mapping[str, Entry]
     case_ids: tuple[str, ...]
-    source_size: tuple[int, ...]
-    """Voxels cut, 2 or 3 entries."""
-    final_size: tuple[int, ...]
-    """Voxels left after augmentation."""
+    patch_size: tuple[int, ...]
+    """Size after augmentation in voxels, 2 or 3 entries."""
+    read_size: Callable[[int], tuple[int, ...]] | None = None
+    """Size to cut for patch k: `patch_size` plus even margins. None: `patch_size`."""
     batch_size: int
     foreground_fraction: float
     """Share of each batch, its last samples, centred on a foreground voxel."""
@@ -93,35 +93,34 @@ class PatchSampler:
         rng: np.random.Generator,
     ) -> tuple[int, ...]:
         start = []
-        for axis, length in enumerate(shape):
-            source, final = self._sizes(axis)
-            excess = max(source - final, source - length)
-            low = -(excess // 2)
-            high = length + excess // 2 + excess % 2 - source
+        for axis, (length, size) in enumerate(
+            zip(shape, self._extent(self.patch_size), strict=True)
+        ):
+            missing = max(0, size - length)
+            low, high = -(missing // 2), length + missing - missing // 2 - size
             if center is None:
                 start.append(int(rng.integers(low, max(low, high) + 1)))
             else:
-                start.append(max(low, int(center[axis]) - source // 2))
+                start.append(max(low, int(center[axis]) - size // 2))
         return tuple(start)
 
-    def _sizes(self, axis: int) -> tuple[int, int]:
-        """Return source and final size along a spatial axis of the case (a slice is 1 thick)."""
-        offset = 3 - len(self.source_size)
-        if axis < offset:
-            return 1, 1
-        return self.source_size[axis - offset], self.final_size[axis - offset]
-
     def _cut(self, entry: Entry, start: tuple[int, ...], case_id: str, k: int) -> Patch:
-        size = tuple(self._sizes(axis)[0] for axis in range(len(start)))
-        image = cut(entry.image, start, size)
-        segmentation = cut(entry.segmentation, start, size)
-        outside = None if entry.outside is None else cut(entry.outside, start, size, fill=True)
-        if len(self.source_size) == 2:
+        patch = self._extent(self.patch_size)
+        size = patch if self.read_size is None else self._extent(self.read_size(k))
+        origin = [s - (big - own) // 2 for s, big, own in zip(start, size, patch, strict=True)]
+        image = cut(entry.image, origin, size)
+        segmentation = cut(entry.segmentation, origin, size)
+        outside = None if entry.outside is None else cut(entry.outside, origin, size, fill=True)
+        if len(self.patch_size) == 2:
             image, segmentation = image[:, 0], segmentation[0]
             outside = None if outside is None else outside[0]
         return Patch(
             image=image, segmentation=segmentation, outside=outside, case_id=case_id, index=k
         )
+
+    def _extent(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size along the three axes of a case: a 2D patch is one slice thick."""
+        return (1,) * (3 - len(size)) + size
 
 
 def cut(array: Any, start: Sequence[int], size: Sequence[int], fill: float = 0) -> NDArray[Any]:

@@ -30,6 +30,7 @@ from medseg.labels import LabelScheme
 from medseg.models.blocks import NormMethod
 from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype, pick_device
+from medseg.models.unet import UNet
 from medseg.models.weights import load_into, load_weights
 from medseg.preprocess.pipeline import preprocess_case
 
@@ -146,10 +147,12 @@ def load(
     paths = [bundle.weights(fold, checkpoint) for fold in chosen]
     norm: NormMethod = "instance" if mode == "exact" else "auto"
     networks = [_network(bundle, labels, path, norm).to(target) for path in paths]
+    if mode != "exact":
+        networks = [network.use_channels_last() for network in networks]
     return Model(bundle, networks, folds=chosen, device=target, is_exact=mode == "exact")
 
 
-def _network(bundle: Bundle, labels: LabelScheme, path: Path, norm: NormMethod) -> nn.Module:
+def _network(bundle: Bundle, labels: LabelScheme, path: Path, norm: NormMethod) -> UNet:
     network = build_network(
         bundle.configuration.architecture,
         num_inputs=len(bundle.spec.channels),

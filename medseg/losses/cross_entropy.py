@@ -11,7 +11,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossEntropy:
-    """Mean cross-entropy of the valid voxels; binary, and averaged over regions, with regions."""
+    """Mean cross-entropy of the valid voxels; binary, and averaged over regions, with regions.
+
+    Source:
+        Behaviour of nnU-Net v2, but for regions with an ignore label: there it adds the regions
+        up instead of averaging them, so that a mask which hides nothing changes the loss.
+    """
 
     has_regions: bool
     """Whether the logits are regions (sigmoid) rather than labels (softmax)."""

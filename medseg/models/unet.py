@@ -84,6 +84,7 @@ class UNet(nn.Module):
 
     `deep_supervision` may be switched at any time: on, the network returns the logits of every
     decoder stage, full resolution first; off, the full-resolution logits alone.
+    `use_channels_last` changes the layout the network computes in, not its results.
     """
 
     def __init__(self, encoder: nn.Module, decoder: Decoder, deep_supervision: bool) -> None:
@@ -91,12 +92,21 @@ class UNet(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.deep_supervision = deep_supervision
+        self.layout = torch.contiguous_format
+
+    def use_channels_last(self) -> UNet:
+        """Compute in channels-last memory from now on, the faster layout for convolutions."""
+        is_3d = any(isinstance(part, nn.Conv3d) for part in self.modules())
+        self.layout = torch.channels_last_3d if is_3d else torch.channels_last
+        self.to(memory_format=self.layout)  # type: ignore[call-overload]
+        return self
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Return (B, L, *spatial) logits of (B, C, *spatial) images, or a list of them.
 
         Every axis must be divisible by the product of its strides.
         """
+        images = images.contiguous(memory_format=self.layout)
         logits: list[Tensor] = self.decoder(self.encoder(images), self.deep_supervision)
         return logits if self.deep_supervision else logits[0]
 

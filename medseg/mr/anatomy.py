@@ -57,13 +57,16 @@ def _window(centre: Point, reach: Point, inside: Window | None = None) -> Window
     """Return the part of the lattice, or of a window of it, within a reach of a point in mm."""
     bounds = []
     for d in range(3):
+        lower, upper = (inside[d].start, inside[d].stop) if inside else (0, SHAPE[d])
         first = (centre[d] - reach[d] - LOWER_MM[d]) / SPACING_MM
         last = (centre[d] + reach[d] - LOWER_MM[d]) / SPACING_MM
-        start = max(int(first), 0)
-        stop = min(int(last) + 1, SHAPE[d])
-        offset = inside[d].start if inside else 0
-        bounds.append(slice(start - offset, stop - offset))
+        bounds.append(slice(max(int(first), lower) - lower, min(int(last) + 1, upper) - lower))
     return bounds[0], bounds[1], bounds[2]
+
+
+def _around(centre: Point, radii: Point) -> Window:
+    """Return the part of the lattice that holds an ellipsoid, wherever it is deformed to."""
+    return _window(centre, (radii[0] + 14, radii[1] + 14, radii[2] + 14))
 
 
 BRAIN = _window((0, 0, -20), (76, 92, 92))
@@ -100,6 +103,12 @@ class Brain:
     """Depth in mm under the surface of the cerebrum."""
 
 
+OUTLINE: tuple[tuple[Point, Point], ...] = (
+    ((0, 42, -54), (52, 50, 58)),
+    ((0, -18, -90), (56, 56, 80)),
+    ((0, -38, -42), (68, 54, 50)),
+)
+"""Ellipsoids (centre, radii) of face, neck and nape, which the vault is joined with."""
 FACE: tuple[tuple[Point, Point, Kind], ...] = (
     ((69, 6, -16), (9, 36, 32), Kind.MUSCLE),
     ((30, 60, -40), (17, 24, 15), Kind.FAT),
@@ -228,11 +237,11 @@ def _brain(points: Points) -> Brain:
 
 def _scalp_and_face(points: Points, rng: np.random.Generator) -> Kinds:
     """Return skin, fat, muscle, orbits, sinuses and glands; the skull is added later."""
-    vault = _ellipsoid(points, (0, 0, -2), (75.5, 91, 72))
-    face = _ellipsoid(points, (0, 42, -54), (52, 50, 58))
-    neck = _ellipsoid(points, (0, -18, -90), (56, 56, 80))
-    nape = _ellipsoid(points, (0, -38, -42), (68, 54, 50))
-    surface = np.minimum(np.minimum(vault, face), np.minimum(neck, nape))
+    surface = _ellipsoid(points, (0, 0, -2), (75.5, 91, 72))
+    for centre, radii in OUTLINE:
+        part = _around(centre, radii)
+        distance = _ellipsoid(points.cut(part), centre, radii)
+        surface[part] = np.minimum(surface[part], distance)
     head = np.full(SHAPE, Kind.AIR, np.uint8)
     head[surface < 0] = Kind.MUSCLE
     fascia = np.abs(smooth_field(rng, SHAPE, step=6)) < 0.16
@@ -241,8 +250,7 @@ def _scalp_and_face(points: Points, rng: np.random.Generator) -> Kinds:
     for centre, radii, kind in FACE:
         for side in (-1, 1) if centre[0] else (1,):
             middle = (side * centre[0], centre[1], centre[2])
-            reach = (radii[0] + 14, radii[1] + 14, radii[2] + 14)
-            part = _window(middle, reach)
+            part = _around(middle, radii)
             distance = _ellipsoid(points.cut(part), middle, radii)
             head[part][(distance < 0) & inside[part]] = kind
     return head

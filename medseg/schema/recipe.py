@@ -75,7 +75,7 @@ class AugmentationRecipe(Schema):
     elastic_probability: float = Field(default=0.0, ge=0, le=1)
     """Chance of an elastic deformation."""
     noise_probability: float = Field(default=0.1, ge=0, le=1)
-    """Chance of additive Gaussian noise (variance 0 to 0.1)."""
+    """Chance of additive Gaussian noise (standard deviation 0 to 0.1)."""
     blur_probability: float = Field(default=0.2, ge=0, le=1)
     """Chance of a Gaussian blur (sigma 0.5 to 1; each channel with chance 0.5)."""
     brightness_probability: float = Field(default=0.15, ge=0, le=1)
@@ -115,7 +115,7 @@ class Recipe(Schema):
     iterations_per_epoch: PositiveInt = 250
     """Optimiser steps per epoch, independent of the dataset's size."""
     validation_iterations: NonNegativeInt = 50
-    """Validation patches batches per epoch (journal only; the real validation is full-volume)."""
+    """Batches of validation patches per epoch, for the journal alone."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """Optimiser."""
     schedule: ScheduleRecipe = ScheduleRecipe()
@@ -134,5 +134,3 @@ class Recipe(Schema):
     """Decay of an exponential moving average of the weights, which then is what is saved."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; auto: bf16 or fp16 where the hardware has them."""
-    compile: Literal["auto", "off"] = "auto"
-    """`auto` tries torch.compile and keeps it where it is faster."""

@@ -30,7 +30,7 @@ def train(
         save_checkpoint: Called after every epoch; decides for itself whether it is time.
         on_iteration: Told the mean loss of the epoch so far, for progress bars.
     """
-    while not trainer.length.done:
+    while not trainer.length.is_done():
         start, waited, losses = time.monotonic(), 0.0, trainer.new_loss_sum()
         for number in range(1, trainer.iterations_per_epoch + 1):
             asked = time.monotonic()
@@ -38,8 +38,9 @@ def train(
             waited += time.monotonic() - asked
             losses += trainer.step(batch)
             on_iteration(trainer.peek(losses, number))
-            if trainer.length.done:
+            if trainer.length.is_done():
                 break
+        elapsed = trainer.length.elapsed_seconds()
         dice, validation_loss = trainer.validate(validation_batches())
         row: dict[str, Any] = {
             "epoch": trainer.epoch,
@@ -51,6 +52,7 @@ def train(
             "patch_dice": dice,
             "mean_patch_dice": _mean(list(dice.values())),
             "seconds": round(time.monotonic() - start, 3),
+            "elapsed_seconds": round(elapsed, 1),
             "wait_seconds": round(waited, 3),
             "skipped_steps": trainer.num_skipped,
         }

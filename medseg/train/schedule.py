@@ -7,21 +7,27 @@ from dataclasses import dataclass, field
 
 _SMOOTHING = 0.1
 """Weight of the newest iteration in the running mean of the seconds an iteration takes."""
+_UNKNOWN_ITERATIONS = 1000.0
+"""Assumed to be left until the first two iterations have been timed."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Length:
     """The share of a run that is done; it reaches 1 with the last iteration.
 
-    With a number of iterations the share grows evenly. With a deadline each iteration adds what
-    is left divided by the iterations that still fit, so the schedule always ends in time,
-    however the speed of the machine changes.
+    With a number of iterations the share grows evenly. With a budget each iteration adds what is
+    left divided by the iterations that still fit, so the schedule always ends in time, however
+    the speed of the machine changes.
     """
 
-    num_iterations: int | None
-    """Iterations of the whole run; None with a deadline."""
-    deadline: float | None = None
-    """`time.monotonic()` at which the last iteration must have ended."""
+    num_iterations: int | None = None
+    """Iterations of the whole run; None with a budget."""
+    budget_seconds: float | None = None
+    """Time within which the last iteration must have ended; None with a number of iterations."""
+    started: float = 0.0
+    """`time.monotonic()` at which this process began to work on the run."""
+    spent_before: float = 0.0
+    """Seconds that earlier processes worked on the run."""
     progress: float = 0.0
     """Share of the run that is done, in [0, 1]."""
     seconds_per_iteration: float | None = None
@@ -29,6 +35,11 @@ class Length:
     iteration: int = 0
     """Iterations done."""
     _last: float | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a run without, or with two, lengths."""
+        if (self.num_iterations is None) == (self.budget_seconds is None):
+            raise ValueError("give either num_iterations or budget_seconds")
 
     def advance(self) -> None:
         """Count one iteration."""
@@ -42,22 +53,29 @@ class Length:
             before = self.seconds_per_iteration or seconds
             self.seconds_per_iteration = before + _SMOOTHING * (seconds - before)
         self._last = now
-        self.progress += (1 - self.progress) / max(1, 1 + self._iterations_left(now))
-        if self._iterations_left(now) < 1:
+        left = self._iterations_left()
+        self.progress += (1 - self.progress) / (1 + max(0.0, left))
+        if left < 1:
             self.progress = 1.0
 
-    @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Return whether the run has reached its length."""
         return self.progress >= 1
+
+    def elapsed_seconds(self) -> float:
+        """Return the seconds spent on the run so far, earlier processes included."""
+        return time.monotonic() - self.started + self.spent_before
 
     def estimated_iterations(self) -> int:
         """Return the iterations of the whole run, as far as is known."""
         if self.num_iterations is not None:
             return self.num_iterations
-        return self.iteration + int(self._iterations_left(time.monotonic()))
+        return self.iteration + max(0, int(self._iterations_left()))
 
-    def _iterations_left(self, now: float) -> float:
-        if self.deadline is None or self.seconds_per_iteration is None:
-            return 1e3
-        return (self.deadline - now) / self.seconds_per_iteration
+    def _iterations_left(self) -> float:
+        if self.budget_seconds is None:
+            return 0.0
+        seconds = self.budget_seconds - self.elapsed_seconds()
+        if self.seconds_per_iteration is None:
+            return _UNKNOWN_ITERATIONS if seconds > 0 else 0.0
+        return seconds / self.seconds_per_iteration

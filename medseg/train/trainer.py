@@ -15,6 +15,7 @@ from medseg.augment.streams import sample_seed
 from medseg.data.loader import Batch
 from medseg.errors import MedsegError
 from medseg.labels import LabelScheme
+from medseg.models.unet import UNet
 from medseg.schema.recipe import Recipe
 from medseg.train.optim import Ema, build_optimizer, learning_rate
 from medseg.train.schedule import Length
@@ -30,14 +31,13 @@ _MAX_SKIPPED_IN_A_ROW = 20
 class Parts:
     """The parts a trainer is put together from."""
 
-    network: torch.nn.Module
+    network: UNet
     loss: Loss
     augmenter: Augmenter
     labels: LabelScheme
     device: torch.device
     dtype: torch.dtype | None
     """Autocast type of the network; None computes in float32."""
-    compiled: bool
     seed: int
 
 
@@ -47,9 +47,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, parts: Parts, length: Length) -> None:
         """Put a new run together; nothing is computed yet."""
         self.recipe, self.parts, self.length = recipe, parts, length
-        layout: Any = memory_format(parts.network)
-        self.network = parts.network.to(device=parts.device).to(memory_format=layout)
-        self.forward = torch.compile(self.network) if parts.compiled else self.network
+        self.network = parts.network.to(parts.device).use_channels_last()
         self.optimizer = build_optimizer(self.network.parameters(), recipe.optimizer)
         self.ema = Ema(self.network, recipe.ema) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(
@@ -57,10 +55,11 @@ class Trainer:
         )
         self.iterations_per_epoch = recipe.iterations_per_epoch
         self.epoch = 0
-        self.num_skipped = 0
         self.smoothed_dice: float | None = None
         self.best_dice: float | None = None
         self.is_best = False
+        self.seconds_to_last_step = 0.0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=parts.device)
         self._skipped_in_a_row = 0
 
     @property
@@ -95,7 +94,7 @@ class Trainer:
         images, target, valid = self._prepare(batch, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            logits = _as_list(self.forward(images))
+            logits = _as_list(self.network(images))
         loss = self.parts.loss(logits, target, valid)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update(loss, batch)
@@ -103,25 +102,40 @@ class Trainer:
         return loss.detach().nan_to_num(0.0, 0.0, 0.0)
 
     def _update(self, loss: torch.Tensor, batch: Batch) -> None:
-        """Apply the gradients; a step that is not finite is skipped and counted."""
+        """Apply the gradients; a step that is not finite changes nothing and is counted.
+
+        On an accelerator nothing is asked of the device: gradients that are not finite become 0.
+        """
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.gradient_clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        if self.scaler.is_enabled() or bool(torch.isfinite(norm + loss.detach())):
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self._skipped_in_a_row = 0
-            if self.ema is not None:
-                self.ema.update(self.network)
-            return
-        self.num_skipped += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+        finite = torch.isfinite(norm + loss.detach())
+        self._skipped += ~finite
+        if self.parts.device.type == "cpu":
+            self._skipped_in_a_row = 0 if bool(finite) else self._skipped_in_a_row + 1
+            self._refuse_divergence(self._skipped_in_a_row, batch)
+            if self._skipped_in_a_row:
+                return
+        elif not self.scaler.is_enabled():
+            for gradient in [p.grad for p in self.network.parameters() if p.grad is not None]:
+                gradient.copy_(torch.where(finite, gradient, 0))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.network)
+
+    def _refuse_divergence(self, in_a_row: int, batch: Batch) -> None:
+        if in_a_row >= _MAX_SKIPPED_IN_A_ROW:
             raise MedsegError(
-                f"training diverged: {self._skipped_in_a_row} steps in a row had a loss or "
-                f"gradient that is not finite, last with the cases {', '.join(batch.case_ids)}. "
-                "Lower optimizer.lr, or look at these cases."
+                f"training diverged: {in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite, last with the cases {', '.join(batch.case_ids)}. Lower optimizer.lr, or "
+                "look at these cases."
             )
+
+    @property
+    def num_skipped(self) -> int:
+        """Return the number of skipped steps; waits for the device."""
+        return int(self._skipped)
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> tuple[dict[str, float | None], float | None]:
@@ -173,6 +187,7 @@ class Trainer:
         )
         if self.is_best:
             self.best_dice = self.smoothed_dice
+        self.seconds_to_last_step = row["elapsed_seconds"]
         row["smoothed_patch_dice"] = self.smoothed_dice
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -191,6 +206,7 @@ class Trainer:
             "iteration": self.length.iteration,
             "progress": self.length.progress,
             "seconds_per_iteration": self.length.seconds_per_iteration,
+            "elapsed_seconds": self.length.elapsed_seconds(),
             "epoch": self.epoch,
             "num_skipped": self.num_skipped,
             "smoothed_dice": self.smoothed_dice,
@@ -201,6 +217,7 @@ class Trainer:
         """Take over a state written by `state_dict`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _match_layouts(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.num_updates = state["ema"]["num_updates"]
@@ -209,8 +226,9 @@ class Trainer:
         self.length.iteration = state["iteration"]
         self.length.progress = state["progress"]
         self.length.seconds_per_iteration = state["seconds_per_iteration"]
+        self.length.spent_before = state["elapsed_seconds"]
         self.epoch = state["epoch"]
-        self.num_skipped = state["num_skipped"]
+        self._skipped.fill_(state["num_skipped"])
         self.smoothed_dice = state["smoothed_dice"]
         self.best_dice = state["best_dice"]
 
@@ -218,17 +236,19 @@ class Trainer:
         self, batch: Batch, *, augment: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Move a batch to the device and turn labels into targets; augmented in training."""
-        device = self.parts.device
-        images = _to_device(batch.images, device)
-        segmentations = _to_device(_torch_labels(batch.segmentations), device)
+        device, patches = self.parts.device, batch.patches
+        images = [_to_device(patch.image, device) for patch in patches]
+        segmentations = [_to_device(_torch_labels(patch.segmentation), device) for patch in patches]
+        masks = [_to_device(p.outside, device) for p in patches if p.outside is not None]
         if augment:
-            outside = None if batch.outside is None else _to_device(batch.outside, device)
             seeds = [sample_seed(self.parts.seed, index) for index in batch.indices]
-            images, segmentations, _ = self.parts.augmenter(
-                images, segmentations, outside, seeds=seeds
+            image, segmentation, _ = self.parts.augmenter(
+                images, segmentations, masks or None, seeds=seeds
             )
-        target, valid = self.parts.labels.target(segmentations)
-        return images.contiguous(memory_format=memory_format(self.network)), target, valid
+        else:
+            image, segmentation = torch.stack(images), torch.stack(segmentations)
+        target, valid = self.parts.labels.target(segmentation)
+        return image, target, valid
 
     def _autocast(self) -> Any:
         if self.parts.dtype is None:
@@ -236,10 +256,15 @@ class Trainer:
         return torch.autocast(self.parts.device.type, dtype=self.parts.dtype)
 
 
-def memory_format(network: torch.nn.Module) -> torch.memory_format:
-    """Return channels-last for the network's dimension."""
-    is_3d = any(isinstance(module, torch.nn.Conv3d) for module in network.modules())
-    return torch.channels_last_3d if is_3d else torch.channels_last
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser's averages the memory layout of their parameters.
+
+    Fused optimisers pair values by their place in memory, whatever the strides say.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _as_list(logits: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:

@@ -30,9 +30,8 @@ def test_volumes_are_those_of_a_small_brain_with_lesions(head):
     assert 3 < ml(np.isin(head, (Kind.LESION, Kind.FAINT_LESION))) < 40
 
 
-def test_same_generator_gives_the_same_head_and_another_one_another(head):
-    """Determinism by seed."""
-    assert np.array_equal(head, draw_head(np.random.default_rng(11)))
+def test_another_generator_gives_another_head_of_the_same_build(head):
+    """Heads differ in many voxels, and by far not in all."""
     other = draw_head(np.random.default_rng(12))
     assert 0.02 < (other != head).mean() < 0.3
 
