@@ -388,7 +388,7 @@ def _nearest(length_in: int, length_out: int) -> Index:
     positions = np.arange(length_in, dtype=np.float64)
     zoom = length_out / length_in
     nearest = ndimage.zoom(positions, zoom, order=0, mode="nearest", grid_mode=True)
-    return nearest.astype(np.intp)
+    return np.asarray(nearest, dtype=np.intp)
 
 
 def _shrinking_first(shape: Sequence[int], target: Sequence[int]) -> list[int]:

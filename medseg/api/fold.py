@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -160,7 +161,7 @@ def _put_together(
         num_logits=labels.num_logits,
         deep_supervision=deep,
     )
-    patch_size = recipe.sampling.patch_size or configuration.patch_size
+    patch_size = training_patch(configuration, recipe.sampling.patch_fraction)
     augmenter = Augmenter(
         recipe.augmentation,
         patch_size,
@@ -192,6 +193,18 @@ def _put_together(
         seed=seed,
     )
     return Trainer(recipe, parts, _length(run)), sampler
+
+
+def training_patch(configuration: Configuration, fraction: float) -> tuple[int, ...]:
+    """Return the training patch: the planned one times `fraction`, in voxels.
+
+    Each axis is rounded to a multiple of the product of the network's strides along it.
+    """
+    divisors = [math.prod(axis) for axis in zip(*configuration.architecture.strides, strict=True)]
+    return tuple(
+        min(size, max(1, round(size * fraction / divisor)) * divisor)
+        for size, divisor in zip(configuration.patch_size, divisors, strict=True)
+    )
 
 
 def _length(run: FoldRun) -> Length:

@@ -36,7 +36,8 @@ def read_dataset(folder: Path) -> DatasetSpec:
     elif isinstance(description.get("dataset"), dict):
         cases = _dictionary_cases(folder, description["dataset"])
     else:
-        cases = _scanned_cases(folder, description.get("file_ending", ".nii.gz"))
+        ending = str(description.get("file_ending", ".nii.gz"))
+        cases = _scanned_cases(folder, ending, len(channels))
     spec = DatasetSpec(
         name=folder.resolve().name,
         source=str(folder.resolve()),
@@ -187,7 +188,7 @@ def _dictionary_cases(folder: Path, entries: dict[str, Any]) -> dict[str, CaseFi
     return cases
 
 
-def _scanned_cases(folder: Path, ending: str) -> dict[str, CaseFiles]:
+def _scanned_cases(folder: Path, ending: str, num_channels: int) -> dict[str, CaseFiles]:
     images = _files(folder / "imagesTr", ending)
     segmentations = {split_ending(p.name)[0]: p for p in _files(folder / "labelsTr", ending)}
     grouped = group_channels(images)
@@ -200,20 +201,25 @@ def _scanned_cases(folder: Path, ending: str) -> dict[str, CaseFiles]:
     for case, files in grouped.items():
         label = segmentations.get(case)
         cases[case] = CaseFiles(
-            channels=tuple(str(path.relative_to(folder)) for _, path in files),
-            segmentation=str(label.relative_to(folder)) if label else None,
+            channels=tuple(
+                path.relative_to(folder).as_posix()
+                for path in _expected_channels(case, files, num_channels, ending)
+            ),
+            segmentation=label.relative_to(folder).as_posix() if label else None,
         )
-    _check_numbers(grouped, folder)
     return cases
 
 
-def _check_numbers(grouped: dict[str, list[tuple[int, Path]]], folder: Path) -> None:
-    problems = [
-        f"  case {case!r}: found channels {[n for n, _ in files]}, expected 0 to {files[-1][0]}"
-        for case, files in grouped.items()
-        if [number for number, _ in files] != list(range(len(files)))
-    ]
-    _refuse(folder, problems, "Add the missing channel files or remove the case.")
+def _expected_channels(
+    case: str, files: list[tuple[int, Path]], num_channels: int, ending: str
+) -> list[Path]:
+    """Return one file per channel; a channel without a file is named as it should be."""
+    first = files[0][1]
+    if len(files) == 1 and _is_unnumbered(first):
+        return [first]
+    found = dict(files)
+    count = max(num_channels, max(found) + 1)
+    return [found.get(n, first.with_name(f"{case}_{n:04d}{ending}")) for n in range(count)]
 
 
 def _files(folder: Path, ending: str) -> list[Path]:
@@ -234,24 +240,32 @@ def _check_files(folder: Path, spec: DatasetSpec) -> None:
         raise DatasetError(f"{folder}: the dataset has no training case. Add images and labels.")
     problems = []
     for case, files in spec.cases.items():
-        stacked = len(files.channels) == 1 and len(spec.channels) > 1 and _may_be_stacked(files)
+        first = Path(files.channels[0]) if files.channels else None
+        stacked = len(files.channels) == 1 and first is not None and _is_unnumbered(first)
         if len(files.channels) != len(spec.channels) and not stacked:
             problems.append(
-                f"  case {case!r}: {len(files.channels)} channel files, expected "
+                f"  case {case!r}: {_count(len(files.channels), 'channel file')}, expected "
                 f"{len(spec.channels)} ({', '.join(spec.channels)})"
             )
+        problems += [
+            f"  case {case!r}: {file} is missing (channel {number}, {name})"
+            for number, (file, name) in enumerate(zip(files.channels, spec.channels, strict=False))
+            if not (folder / file).is_file()
+        ]
         if files.segmentation is None:
             problems.append(f"  case {case!r}: no segmentation in labelsTr")
-        named = [*files.channels, *([files.segmentation] if files.segmentation else [])]
-        problems += [
-            f"  case {case!r}: {name} is missing" for name in named if not (folder / name).is_file()
-        ]
+        elif not (folder / files.segmentation).is_file():
+            problems.append(f"  case {case!r}: {files.segmentation} is missing (segmentation)")
     _refuse(folder, problems, "Add the files, or remove the cases from the dataset.")
 
 
-def _may_be_stacked(files: CaseFiles) -> bool:
-    """Return whether one file may hold all channels as its fourth axis (Decathlon)."""
-    return _CHANNEL_SUFFIX.match(split_ending(Path(files.channels[0]).name)[0]) is None
+def _is_unnumbered(file: Path) -> bool:
+    """Return whether a file may hold all channels as its fourth axis (Decathlon)."""
+    return _CHANNEL_SUFFIX.match(split_ending(file.name)[0]) is None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _refuse(folder: Path, problems: list[str], advice: str) -> None:
@@ -260,5 +274,5 @@ def _refuse(folder: Path, problems: list[str], advice: str) -> None:
     shown = problems[:_MAX_LISTED]
     if len(problems) > _MAX_LISTED:
         shown.append(f"  ... and {len(problems) - _MAX_LISTED} more")
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    count = _count(len(problems), "problem")
     raise DatasetError("\n".join([f"{folder}: {count}", *shown, advice]))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import blosc2
 import numpy as np
@@ -120,8 +121,7 @@ class CaseStore:
         """
         path = self._path(key)
         try:
-            with np.load(path / "locations.npz", allow_pickle=False) as file:
-                locations = {int(name): file[name] for name in file.files}
+            locations = _read_locations(path / "locations.npz")
             outside = path / "outside.b2nd"
             return Entry(
                 image=_open_array(path / "image.b2nd"),
@@ -130,7 +130,7 @@ class CaseStore:
                 locations=locations,
                 record=SpatialRecord.from_json(read_json(path / "entry.json")),
             )
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except (OSError, EOFError, BadZipFile, RuntimeError, KeyError, ValueError) as error:
             raise DatasetError(
                 f"{path}: preprocessed case cannot be read ({error}). "
                 "Delete this folder and run 'medseg preprocess' again."
@@ -208,6 +208,11 @@ def _write_array(path: Path, array: NDArray[Any], chunk: tuple[int, ...]) -> Non
 
 def _open_array(path: Path) -> Any:
     return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+
+
+def _read_locations(path: Path) -> dict[int, NDArray[np.int32]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {int(name): arrays[name] for name in arrays.files}
 
 
 def _rename_once(part: Path, target: Path) -> None:

@@ -151,7 +151,7 @@ def _draw_brain(head: Kinds, points: Points, rng: np.random.Generator) -> None:
     head[cavity] = Kind.FLUID
     tissue = solid & ~_grooves(points, brain, rng)
     depth = ndimage.distance_transform_edt(tissue | brain.stem, sampling=SPACING_MM)
-    ribbon = np.where(brain.cerebellum, np.float32(3.2), np.float32(4.0))
+    ribbon = np.where(brain.cerebellum, np.float32(3.4), np.float32(4.4))
     head[tissue] = np.where(depth < ribbon, Kind.GREY, Kind.WHITE)[tissue]
     head[brain.stem] = Kind.WHITE
     deep = _window((0, -10, 2), (62, 78, 44), inside=BRAIN)

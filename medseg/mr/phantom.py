@@ -20,9 +20,9 @@ CHANNELS = ("T1w", "T2w", "FLAIR")
 LABELS = {"background": 0, "white": 1, "grey": 2, "fluid": 3, "lesion": 4}
 """Label name -> value in the segmentation."""
 
-FIELD_OF_VIEW_MM = (158.0, 190.0, 150.0)
+FIELD_OF_VIEW_MM = (158.0, 190.0, 142.0)
 """Imaged region along R, A and S."""
-CENTRE_MM = (0.0, 0.0, 2.0)
+CENTRE_MM = (0.0, 0.0, 7.0)
 """Middle of the imaged region."""
 SUBSAMPLE_MM = 1.3
 """Largest distance of the points a voxel is averaged over."""
@@ -37,7 +37,7 @@ KIND_TISSUES = {
     Kind.FAINT_LESION: tissues.mix(tissues.WHITE, tissues.LESION, 0.6, "faint lesion"),
     Kind.FAT: tissues.FAT,
     Kind.MUSCLE: tissues.MUSCLE,
-    Kind.MARROW: tissues.CONNECTIVE,
+    Kind.MARROW: tissues.SPONGY_BONE,
     Kind.MUCOSA: tissues.MUCOSA,
     Kind.GLAND: tissues.GLIAL,
     Kind.EYE: tissues.FLUID,
@@ -211,7 +211,7 @@ def _receive(
     """
     image = clean * _coil_sensitivity(clean.shape, affine, rng)
     level = float(image[reference].mean())
-    noisy = signal.rician(image, float(rng.uniform(0.035, 0.06)) * level, rng)
+    noisy = signal.rician(image, float(rng.uniform(0.025, 0.045)) * level, rng)
     scale = float(np.exp(rng.uniform(np.log(80), np.log(1500)))) / level
     return np.asarray(np.rint(noisy * scale), np.float32)
 

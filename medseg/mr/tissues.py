@@ -100,6 +100,15 @@ CONNECTIVE = Tissue(
     pd=0.77,
     source=f"{BRAINWEB} (connective tissue and bone marrow; the same numbers as white matter)",
 )
+SPONGY_BONE = Tissue(
+    name="spongy bone",
+    t1_ms=500.0,
+    t2_ms=70.0,
+    t2star_ms=20.0,
+    pd=0.4,
+    source=f"{ASSUMED}: marrow between bone trabeculae, half of the volume without signal; "
+    f"times of connective tissue, {BRAINWEB}; T2* shortened by the trabeculae",
+)
 MUCOSA = Tissue(
     name="mucosa",
     t1_ms=1000.0,
@@ -143,6 +152,7 @@ TISSUES = {
         MUSCLE,
         GLIAL,
         CONNECTIVE,
+        SPONGY_BONE,
         MUCOSA,
         ACUTE_INFARCT,
         OEDEMA,

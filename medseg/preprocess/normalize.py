@@ -54,6 +54,8 @@ def _zscore(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> N
         mean, std = float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
         return ((channel - mean) / max(std, _EPSILON)).astype(np.float32)
     values = channel[inside]
+    if not len(values):
+        return channel.copy()
     mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     out = channel.copy()
     out[inside] = (values - mean) / max(std, _EPSILON)

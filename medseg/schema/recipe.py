@@ -55,8 +55,9 @@ class SamplingRecipe(Schema):
     """Share of a batch's patches (its last samples) that must contain foreground."""
     batch_size: PositiveInt | None = None
     """Patches per step; None takes the plans' decision."""
-    patch_size: tuple[PositiveInt, ...] | None = None
-    """Patch size in voxels, network order; None takes the plans' decision."""
+    patch_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Edge of the training patch as a share of the planned one, rounded to what the network's
+    strides allow; the inference tile keeps the planned size."""
 
 
 class AugmentationRecipe(Schema):

@@ -57,7 +57,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     try:
         values = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
         state = _join(values, tensors)
-    except (json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, KeyError) as error:
         raise BundleError(
             f"{found[-1]}: damaged checkpoint ({error}). Delete this folder to go on from the "
             "one before it."

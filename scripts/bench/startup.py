@@ -30,9 +30,8 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     for name, value in median.items():
-        print(
-            f"{name:<14} {value:.3f} s, beyond the interpreter {value - median['interpreter']:.3f} s"
-        )
+        beyond = value - median["interpreter"]
+        print(f"{name:<14} {value:.3f} s, beyond the interpreter {beyond:.3f} s")
 
 
 if __name__ == "__main__":

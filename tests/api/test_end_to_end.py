@@ -30,6 +30,7 @@ JOURNAL_KEYS = {
     "mean_patch_dice",
     "smoothed_patch_dice",
     "seconds",
+    "elapsed_seconds",
     "wait_seconds",
     "skipped_steps",
 }

@@ -57,7 +57,10 @@ def garbage(raw):
 
 
 BAD = {
-    "missing channel": (drop_channel, ["case_2", "1 channel files", "2 (T1w, FLAIR)", "Add"]),
+    "missing channel": (
+        drop_channel,
+        ["case_2", "_0001.nii.gz is missing", "channel 1, FLAIR", "Add"],
+    ),
     "unknown label": (
         add_label,
         ["case_2", "holds 7", "0, 1, 2", "1 organ", "Correct the segmentation"],

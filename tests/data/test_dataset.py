@@ -1,0 +1,236 @@
+"""Folders of labelled images: which files make up which case."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from medseg.data.case import case_paths, load_case
+from medseg.data.dataset import group_channels, parse_labels, read_dataset
+from medseg.errors import ConfigError, DatasetError, GeometryError
+from medseg.io.write import write_nifti
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, datasets):
+    return datasets.write(tmp_path_factory.mktemp("raw") / "Dataset011_Good", num_cases=3)
+
+
+@pytest.fixture
+def raw(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "Dataset011_Good")
+
+
+def describe(folder, **changes):
+    path = folder / "dataset.json"
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def test_nnunet_raw_layout(raw):
+    spec = read_dataset(raw)
+    assert spec.name == "Dataset011_Good"
+    assert spec.channels == ("T1w", "FLAIR")
+    assert spec.labels == {"background": 0, "organ": 1, "lesion": 2}
+    assert list(spec.cases) == ["case_1", "case_2", "case_3"]
+    assert spec.cases["case_2"].channels == (
+        "imagesTr/case_2_0000.nii.gz",
+        "imagesTr/case_2_0001.nii.gz",
+    )
+    assert spec.cases["case_2"].segmentation == "labelsTr/case_2.nii.gz"
+    paths, segmentation = case_paths(spec, "case_3")
+    assert all(path.is_file() for path in [*paths, segmentation])
+
+
+def test_channels_keep_their_numeric_order_beyond_ten(raw):
+    """Keys of the object are sorted as numbers: "10" comes after "2"."""
+    names = {str(number): f"c{number}" for number in (3, 11, 0, 10, 2, 1, 9, 8, 7, 6, 5, 4)}
+    describe(raw, channel_names=names)
+    for case in (1, 2, 3):
+        for number in range(2, 12):
+            shutil.copy(
+                raw / f"imagesTr/case_{case}_0001.nii.gz",
+                raw / f"imagesTr/case_{case}_{number:04d}.nii.gz",
+            )
+    spec = read_dataset(raw)
+    assert spec.channels == tuple(f"c{number}" for number in range(12))
+    assert spec.cases["case_1"].channels[10] == "imagesTr/case_1_0010.nii.gz"
+
+
+def test_old_spelling_modality_is_understood(raw):
+    describe(raw, channel_names=None, modality={"0": "T1w", "1": "FLAIR"})
+    assert read_dataset(raw).channels == ("T1w", "FLAIR")
+
+
+def decathlon(raw, *, label_values):
+    """Turn the folder into the Decathlon layout: one file per case, channels along axis 4."""
+    import nibabel as nib
+
+    entries = []
+    for case in ("case_1", "case_2", "case_3"):
+        paths = [raw / f"imagesTr/{case}_{number:04d}.nii.gz" for number in (0, 1)]
+        images = [nib.load(path) for path in paths]
+        stacked = np.stack([np.asarray(image.dataobj) for image in images], axis=-1)
+        nib.save(nib.Nifti1Image(stacked, images[0].affine), raw / f"imagesTr/{case}.nii.gz")
+        for path in paths:
+            path.unlink()
+        entries.append({"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"})
+    describe(
+        raw,
+        channel_names=None,
+        file_ending=None,
+        modality={"0": "T1w", "1": "FLAIR"},
+        labels=label_values,
+        training=entries,
+    )
+
+
+def test_decathlon_layout_with_stacked_channels(raw, good):
+    decathlon(raw, label_values={"0": "Background", "1": "organ", "2": "lesion"})
+    spec = read_dataset(raw)
+    assert spec.labels == {"background": 0, "organ": 1, "lesion": 2}
+    assert spec.cases["case_1"].channels == ("imagesTr/case_1.nii.gz",)
+    assert spec.file_ending == ".nii.gz"
+    found, wanted = load_case(spec, "case_2"), load_case(read_dataset(good), "case_2")
+    np.testing.assert_array_equal(found.channels, wanted.channels)
+    np.testing.assert_array_equal(found.segmentation, wanted.segmentation)
+    np.testing.assert_allclose(found.grid.affine, wanted.grid.affine, atol=1e-5)
+
+
+def test_stacked_file_with_too_few_channels_is_refused(raw):
+    decathlon(raw, label_values={"0": "background", "1": "organ", "2": "lesion"})
+    describe(raw, modality={"0": "T1w", "1": "FLAIR", "2": "T2w"})
+    with pytest.raises(DatasetError, match=r"holds 2 channels, the dataset has 3") as caught:
+        load_case(read_dataset(raw), "case_1")
+    assert "case: case_1" in caught.value.__notes__
+
+
+def test_decathlon_entries_without_channel_suffix_find_split_channels(raw):
+    """nnU-Net's converter splits the channels but leaves the list as it was."""
+    entries = [
+        {"image": f"./imagesTr/case_{n}.nii.gz", "label": f"./labelsTr/case_{n}.nii.gz"}
+        for n in (1, 2, 3)
+    ]
+    describe(raw, training=entries)
+    assert read_dataset(raw).cases["case_3"].channels == (
+        "imagesTr/case_3_0000.nii.gz",
+        "imagesTr/case_3_0001.nii.gz",
+    )
+
+
+def test_dataset_dictionary_names_the_files(raw, good, tmp_path):
+    """Files may lie outside the folder, by absolute or relative path."""
+    entries = {
+        "anna": {
+            "images": [str(good / f"imagesTr/case_1_{n:04d}.nii.gz") for n in (0, 1)],
+            "label": "labelsTr/case_1.nii.gz",
+        }
+    }
+    describe(raw, dataset=entries)
+    spec = read_dataset(raw)
+    assert list(spec.cases) == ["anna"]
+    assert load_case(spec, "anna").channels.shape == (2, 21, 23, 16)
+
+
+def test_all_problems_of_all_cases_are_listed(raw):
+    (raw / "imagesTr/case_1_0001.nii.gz").unlink()
+    (raw / "labelsTr/case_3.nii.gz").unlink()
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(raw)
+    text = str(caught.value)
+    assert "2 problems" in text
+    assert "case 'case_1': imagesTr/case_1_0001.nii.gz is missing (channel 1, FLAIR)" in text
+    assert "case 'case_3': no segmentation in labelsTr" in text
+
+
+def test_more_channels_than_named_are_refused(raw):
+    shutil.copy(raw / "imagesTr/case_2_0001.nii.gz", raw / "imagesTr/case_2_0002.nii.gz")
+    with pytest.raises(DatasetError, match="case 'case_2': 3 channel files, expected 2"):
+        read_dataset(raw)
+
+
+def test_gap_in_channel_numbers_is_named(raw):
+    (raw / "imagesTr/case_2_0000.nii.gz").unlink()
+    with pytest.raises(DatasetError, match=r"_0000\.nii\.gz is missing \(channel 0, T1w\)"):
+        read_dataset(raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channel_names": None}, "channel_names is None"),
+        ({"channel_names": {"0": "a", "2": "b"}}, r"expected \['0', '1'\]"),
+        ({"channel_names": ["T1w"]}, "expected an object such as"),
+        ({"labels": None}, "labels is None"),
+        ({"labels": {"background": 0, "organ": "one"}}, "must be an integer"),
+        ({"labels": {"background": 0, "organ": 2}}, "without gaps"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": [2, 3]}}, "expected one integer"),
+        ({"training": ["imagesTr/case_1.nii.gz"]}, "training holds"),
+        ({"dataset": {"a": "b.nii.gz"}}, "dataset.a is"),
+    ],
+)
+def test_unusable_description_is_refused(raw, changes, message):
+    describe(raw, **changes)
+    with pytest.raises(ConfigError, match=message):
+        read_dataset(raw)
+
+
+def test_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        read_dataset(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DatasetError, match=r"it holds notes\.txt"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("[]")
+    with pytest.raises(ConfigError, match="expected a JSON object, got a list"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        read_dataset(tmp_path)
+
+
+def test_wrong_file_ending_is_named(raw):
+    describe(raw, file_ending=".nrrd")
+    with pytest.raises(DatasetError, match=r"no image there ends in '\.nrrd'"):
+        read_dataset(raw)
+
+
+def test_labels_of_every_spelling(tmp_path):
+    path = tmp_path / "dataset.json"
+    assert parse_labels({"labels": {"background": "0", "organ": "1"}}, path) == (
+        {"background": 0, "organ": 1},
+        None,
+        None,
+    )
+    regions = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    described = {"labels": regions, "regions_class_order": [1, 2]}
+    assert parse_labels(described, path) == (
+        {"background": 0, "whole": (1, 2), "core": 2},
+        (1, 2),
+        3,
+    )
+
+
+def test_grouping_wants_exactly_four_digits(tmp_path):
+    names = ["b_0001.nii.gz", "b_0000.nii.gz", "a.nii.gz", "c_001.nrrd", "d_12_0000.mha"]
+    found = group_channels([tmp_path / name for name in names])
+    assert {case: [number for number, _ in files] for case, files in found.items()} == {
+        "a": [0],
+        "b": [0, 1],
+        "c_001": [0],
+        "d_12": [0],
+    }
+
+
+def test_shifted_segmentation_is_refused(raw, datasets):
+    """Same shape, another place: the grids disagree although the arrays would fit."""
+    affine = datasets.affine((0.9, 1.14, 1.9))
+    affine[:3, 3] += 2.0
+    shape = load_case(read_dataset(raw), "case_2").grid.shape
+    write_nifti(raw / "labelsTr/case_2.nii.gz", np.ones(shape, np.uint8), affine)
+    with pytest.raises(GeometryError, match=r"case_2\.nii\.gz does not lie on the grid") as caught:
+        load_case(read_dataset(raw), "case_2")
+    assert "case: case_2" in caught.value.__notes__

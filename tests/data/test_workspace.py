@@ -1,0 +1,96 @@
+"""Which dataset a path, a name or a number means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medseg.data.workspace import DatasetFolder, Workspace
+from medseg.errors import ConfigError, DatasetError
+from medseg.schema.base import write
+from medseg.schema.dataset import DatasetSpec
+
+
+def add(root, name, source=""):
+    folder = DatasetFolder(root / "datasets" / name)
+    labels = {"background": 0, "a": 1}
+    write(folder.spec_path, DatasetSpec(name=name, source=source, channels=("T1",), labels=labels))
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    for name in ("Dataset004_Heart", "Task12_Liver", "Dataset012_Lung", "Mine"):
+        add(tmp_path, name)
+    (tmp_path / "datasets/unfinished").mkdir()
+    return Workspace(tmp_path)
+
+
+def test_name_and_number(workspace):
+    assert workspace.find("Dataset004_Heart")[0].path.name == "Dataset004_Heart"
+    assert workspace.find("4") == workspace.find("Dataset004_Heart")
+    assert workspace.find("004")[0].path.name == "Dataset004_Heart"
+    assert workspace.find("Mine") == (DatasetFolder(workspace.root / "datasets/Mine"), None)
+
+
+def test_ambiguous_number_is_refused(workspace):
+    with pytest.raises(DatasetError, match="12 fits Dataset012_Lung, Task12_Liver"):
+        workspace.find("12")
+
+
+def test_path_of_raw_data(workspace, tmp_path):
+    raw = tmp_path / "raw" / "Dataset077_New"
+    raw.mkdir(parents=True)
+    folder, source = workspace.find(raw)
+    assert folder.path == tmp_path / "datasets/Dataset077_New"
+    assert source == raw
+
+
+def test_number_wins_over_a_folder_of_that_name_only_if_known(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("9").mkdir()
+    assert workspace.find("9")[1] == Path("9")
+
+
+def test_unknown_dataset_names_what_there_is(workspace):
+    with pytest.raises(DatasetError, match=r"no dataset 'Dataset004_Hart'") as caught:
+        workspace.find("Dataset004_Hart")
+    assert "known names: Dataset004_Heart, Dataset012_Lung, Mine, Task12_Liver" in str(caught.value)
+    assert "Did you mean 'Dataset004_Heart'?" in str(caught.value)
+
+
+def test_empty_workspace_says_so(tmp_path):
+    with pytest.raises(DatasetError, match="it holds no dataset yet"):
+        Workspace(tmp_path / "none").find("3")
+    assert not (tmp_path / "none").exists()
+
+
+def test_same_name_from_another_place_is_refused(tmp_path):
+    old, new = tmp_path / "old/Mine", tmp_path / "new/Mine"
+    for path in (old, new):
+        path.mkdir(parents=True)
+    add(tmp_path, "Mine", source=str(old))
+    assert Workspace(tmp_path).find(old)[0].path.name == "Mine"
+    with pytest.raises(DatasetError, match="already holds a dataset named 'Mine'"):
+        Workspace(tmp_path).find(new)
+    old.rmdir()
+    assert Workspace(tmp_path).find(new)[1] == new  # moved, not another one
+
+
+def test_missing_parts_say_which_command_makes_them(workspace):
+    folder, _ = workspace.find("4")
+    with pytest.raises(DatasetError, match="Run 'medseg fingerprint' first"):
+        folder.fingerprint()
+    with pytest.raises(ConfigError, match="there are no plans yet"):
+        folder.plans("nnunet")
+    folder.plans_path("nnunet").parent.mkdir()
+    folder.plans_path("nnunet").write_text("{}")
+    with pytest.raises(ConfigError, match="expected one of: nnunet"):
+        folder.plans("nnunett")
+
+
+def test_names_of_the_layout(tmp_path):
+    folder = DatasetFolder(tmp_path)
+    assert folder.run_path("resenc_m", "2d", "mine") == tmp_path / "runs/resenc_m__2d__mine"
+    assert folder.plans_path("own") == tmp_path / "plans/own.json"

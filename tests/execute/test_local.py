@@ -1,0 +1,67 @@
+"""Mapping over cases: in this process or in a pool, errors kept with their case."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from medseg.errors import DatasetError, MedsegError
+from medseg.execute import local
+from medseg.execute.local import map_cases, num_cpus
+
+
+def work(item):
+    if item == "bad":
+        raise DatasetError("bad: cannot be read")
+    return item.upper()
+
+
+def test_serial_map_keeps_errors_with_their_case():
+    found = list(map_cases(work, ["a", "bad", "c"], workers=1))
+    assert [outcome.item for outcome in found] == ["a", "bad", "c"]
+    assert [outcome.value for outcome in found] == ["A", None, "C"]
+    assert [type(outcome.error) for outcome in found] == [type(None), DatasetError, type(None)]
+
+
+def test_no_items():
+    assert list(map_cases(work, [])) == []
+
+
+def test_a_programming_error_is_not_swallowed():
+    with pytest.raises(AttributeError):
+        list(map_cases(lambda item: item.nothing, ["a"], workers=1))
+
+
+def test_quick_work_starts_no_pool(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a pool was started")
+
+    monkeypatch.setattr(local, "_map_pool", refuse)
+    assert len(list(map_cases(work, ["a"] * 200, workers=8))) == 200
+
+
+def test_slow_work_runs_in_a_pool(monkeypatch):
+    """`eval` stands in for the work: every worker can import it."""
+    monkeypatch.setattr(local, "POOL_START_SECONDS", 0.0)
+    bad = "exec('from medseg.errors import DatasetError; raise DatasetError(\"no good\")')"
+    pid, threads = "__import__('os').getpid()", "__import__('os').getpid() * 0 + 1"
+    found = {o.item: o for o in map_cases(eval, ["1", pid, threads, bad], workers=2)}
+    assert sorted(found) == sorted(["1", pid, threads, bad])
+    assert found["1"].value == 1
+    assert found[pid].value != os.getpid()
+    assert isinstance(found[bad].error, DatasetError)
+    assert str(found[bad].error) == "no good"
+
+
+def test_a_dead_worker_names_its_case(monkeypatch):
+    monkeypatch.setattr(local, "POOL_START_SECONDS", 0.0)
+    dies = "__import__('os')._exit(9)"
+    with pytest.raises(MedsegError, match="a worker process died at or near case") as caught:
+        list(map_cases(eval, ["1", dies], workers=2))
+    assert "_exit(9)" in str(caught.value)
+    assert "--workers 1" in str(caught.value)
+
+
+def test_processors_this_process_may_use():
+    assert 1 <= num_cpus() <= (os.cpu_count() or 1)

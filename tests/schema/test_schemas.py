@@ -1,0 +1,186 @@
+"""Every schema: written and read again it is the same; every field says what it is."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+import medseg.schema
+from medseg.errors import ConfigError, PlanError
+from medseg.schema.base import Schema, read, write, write_json
+from medseg.schema.bundle import BundleManifest, Semantics
+from medseg.schema.dataset import CaseFiles, DatasetSpec
+from medseg.schema.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+from medseg.schema.metrics import (
+    MEASURES,
+    CaseMetrics,
+    ForegroundMean,
+    Metrics,
+    Statistic,
+    StructureMetrics,
+    StructureSummary,
+)
+from medseg.schema.plans import Architecture, Configuration, Plans, read_plans
+from medseg.schema.recipe import Recipe
+
+STATISTICS = IntensityStatistics(
+    mean=0.1 + 0.2, std=1e-9, median=2.0, min=-3e38, max=5, percentile_00_5=-1, percentile_99_5=4
+)
+CONFIGURATION = Configuration(
+    patch_size=(20, 24, 16),
+    batch_size=2,
+    spacing=(3.0, 0.9, 1.1),
+    median_shape=(31.0, 112.5, 97.0),
+    normalization=("zscore", "ct"),
+    use_mask_for_norm=(True, False),
+    batch_dice=False,
+    architecture=Architecture(
+        kind="plain_unet",
+        features=(32, 64),
+        kernel_sizes=((1, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (1, 2, 2)),
+        blocks_encoder=(2, 2),
+        blocks_decoder=(2,),
+    ),
+)
+PLANS = Plans(
+    name="nnunet",
+    dataset="Dataset001_X",
+    network_axes=(2, 1, 0),
+    original_median_spacing=(3.0, 0.9, 1.1),
+    original_median_shape=(31, 120, 99),
+    intensity=(STATISTICS, STATISTICS),
+    configurations={"3d_fullres": CONFIGURATION},
+    why=("one axis is coarse",),
+)
+STRUCTURE = StructureMetrics(
+    dice=0.9,
+    iou=0.8,
+    precision=None,
+    recall=1.0,
+    hd95_mm=None,
+    nsd=0.5,
+    true_positives=9,
+    false_positives=1,
+    false_negatives=0,
+    true_negatives=90,
+    volume_prediction_ml=0.01,
+    volume_reference_ml=0.009,
+)
+STATISTIC = Statistic(n=1, mean=0.9, std=None, min=0.9, max=0.9)
+VALUES = [
+    DatasetSpec(
+        name="Dataset001_X",
+        source="/data/x",
+        channels=("T1w", "CT"),
+        labels={"background": 0, "whole": (1, 2), "core": 2},
+        regions_class_order=(1, 2),
+        ignore_label=3,
+        cases={
+            "a": CaseFiles(channels=("a_0000.nii.gz", "a_0001.nii.gz"), segmentation="a.nii.gz")
+        },
+    ),
+    Fingerprint(
+        cases={"a": CaseFingerprint(shape=(9, 8, 7), shape_cropped=(5, 8, 7), spacing=(0.3, 1, 2))},
+        channels=(STATISTICS, STATISTICS),
+        median_relative_size_after_cropping=0.7,
+    ),
+    PLANS,
+    Recipe(epochs=7, network={"base_features": 8}, augmentation={"mirror_axes": [0, 2]}),
+    BundleManifest(
+        configuration="3d_fullres",
+        semantics=Semantics(activation="sigmoid", mirror_axes=(0, 1)),
+        folds=("fold_0", "all"),
+        checkpoints=("final", "best"),
+        sha256={"weights/fold_0.safetensors": "ab" * 32},
+    ),
+    Metrics(
+        structures={"whole": (1, 2)},
+        ignore_label=3,
+        nsd_tolerance_mm=1.0,
+        foreground_mean=ForegroundMean(**dict.fromkeys(MEASURES, 0.5)),
+        summary={"whole": StructureSummary(**dict.fromkeys(MEASURES, STATISTIC))},
+        cases={"a": CaseMetrics(structures={"whole": STRUCTURE})},
+        failed={"b": "no such file"},
+    ),
+]
+
+
+def all_schemas():
+    for module in pkgutil.iter_modules(medseg.schema.__path__):
+        found = vars(importlib.import_module(f"medseg.schema.{module.name}")).values()
+        for value in found:
+            if isinstance(value, type) and issubclass(value, Schema) and value is not Schema:
+                yield value
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_round_trip_is_exact(tmp_path, value):
+    write(tmp_path / "file.json", value)
+    assert read(type(value), tmp_path / "file.json") == value
+    assert '"format_version": 1' in (tmp_path / "file.json").read_text()
+
+
+@pytest.mark.parametrize("schema", sorted(set(all_schemas()), key=lambda s: s.__name__))
+def test_every_field_is_described(schema):
+    assert schema.__doc__
+    missing = [name for name, field in schema.model_fields.items() if not field.description]
+    assert missing == []
+
+
+def inheriting(**configurations):
+    values = PLANS.model_dump(mode="json")
+    values["configurations"].update(configurations)
+    return values
+
+
+def test_a_configuration_inherits_what_it_does_not_say(tmp_path):
+    path = tmp_path / "plans.json"
+    small = {"inherits_from": "3d_fullres", "patch_size": [8, 8, 8]}
+    write_json(path, inheriting(small=small, tiny={"inherits_from": "small", "batch_size": 9}))
+    plans = read_plans(path)
+    expected = CONFIGURATION.model_copy(update={"patch_size": (8, 8, 8)})
+    assert plans.configuration("small") == expected
+    assert plans.configuration("tiny") == expected.model_copy(update={"batch_size": 9})
+    assert plans.configuration("3d_fullres") == CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"a": {"inherits_from": "a"}},
+        {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}},
+        {"a": {"inherits_from": "b"}, "b": {"inherits_from": "c"}, "c": {"inherits_from": "b"}},
+        {"a": {"inherits_from": "nowhere"}},
+    ],
+    ids=["itself", "two", "later", "missing"],
+)
+def test_circles_and_missing_parents_are_refused(tmp_path, entries):
+    path = tmp_path / "plans.json"
+    write_json(path, inheriting(**entries))
+    with pytest.raises(ConfigError, match="which is missing or inherits from it"):
+        read_plans(path)
+
+
+def test_an_unknown_configuration_names_the_known_ones():
+    with pytest.raises(PlanError, match=r"have no configuration '3d_fulres'") as caught:
+        PLANS.configuration("3d_fulres")
+    assert "expected one of: 3d_fullres. Did you mean '3d_fullres'?" in str(caught.value)
+
+
+def test_plans_of_another_shape_are_refused(tmp_path):
+    path = tmp_path / "plans.json"
+    write_json(path, inheriting(bad={"inherits_from": "3d_fullres", "batch_size": 0}, worse=3))
+    with pytest.raises(ConfigError) as caught:
+        read_plans(path)
+    text = str(caught.value)
+    assert text.startswith("2 problems in")
+    assert "configurations.bad.batch_size: got 0" in text
+    assert "configurations.worse" in text
+
+
+def test_dimension_follows_the_patch():
+    assert CONFIGURATION.num_dimensions == 3
+    assert CONFIGURATION.model_copy(update={"patch_size": (8, 8)}).num_dimensions == 2
