@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +106,17 @@ def datasets():
     return Datasets
 
 
-@pytest.fixture(scope="session")
-def few_samples():
-    """Draw fewer intensities for a fingerprint: the default is 100 million for a dataset."""
+@contextmanager
+def _few_samples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medseg.plan.fingerprint.NUM_SAMPLES", 100_000)
         yield
+
+
+@pytest.fixture(scope="session")
+def few_samples():
+    """A context that draws fewer intensities for a fingerprint than the default 100 million."""
+    return _few_samples
 
 
 @pytest.fixture(scope="session")

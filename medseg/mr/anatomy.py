@@ -51,6 +51,7 @@ class Kind(IntEnum):
     MUCOSA = 10
     GLAND = 11
     EYE = 12
+    SKIN = 13
 
 
 def _window(centre: Point, reach: Point, inside: Window | None = None) -> Window:
@@ -243,10 +244,11 @@ def _scalp_and_face(points: Points, rng: np.random.Generator) -> Kinds:
         distance = _ellipsoid(points.cut(part), centre, radii)
         surface[part] = np.minimum(surface[part], distance)
     head = np.full(SHAPE, Kind.AIR, np.uint8)
-    head[surface < 0] = Kind.MUSCLE
+    head[surface < 0] = Kind.SKIN
+    head[surface < -3] = Kind.MUSCLE
     fascia = np.abs(smooth_field(rng, SHAPE, step=6)) < 0.16
-    head[(surface < -2) & ((surface > -6.5) | fascia) & (surface < 0)] = Kind.FAT
-    inside = surface < -3
+    head[(surface < -3) & ((surface > -6.5) | fascia)] = Kind.FAT
+    inside = surface < -4
     for centre, radii, kind in FACE:
         for side in (-1, 1) if centre[0] else (1,):
             middle = (side * centre[0], centre[1], centre[2])

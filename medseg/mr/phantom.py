@@ -41,6 +41,7 @@ KIND_TISSUES = {
     Kind.MUCOSA: tissues.MUCOSA,
     Kind.GLAND: tissues.GLIAL,
     Kind.EYE: tissues.FLUID,
+    Kind.SKIN: tissues.CONNECTIVE,
 }
 """What each part of the head is made of."""
 KIND_LABELS = {

@@ -128,13 +128,29 @@ def draw_samples(
         if not len(pixels):
             found.append(_NOTHING)
             continue
-        drawn = np.empty(num_samples, dtype=np.float32)
-        for start in range(0, num_samples, DRAW):
-            part = drawn[start : start + DRAW]
-            np.take(pixels, generator.randint(0, len(pixels), len(part)), out=part, mode="clip")
-        values, counts = np.unique(drawn, return_counts=True)
-        found.append(Samples(values=values, counts=counts.astype(np.int32)))
+        found.append(_table(pixels, num_samples, generator))
     return tuple(found)
+
+
+def _table(pixels: Float32, num_samples: int, generator: np.random.RandomState) -> Samples:
+    """Draw from the pixels and count each distinct value.
+
+    Few pixels: how often each was drawn is counted; many: the drawn values are sorted.
+    """
+    starts = range(0, num_samples, DRAW)
+    draws = (generator.randint(0, len(pixels), min(DRAW, num_samples - start)) for start in starts)
+    if len(pixels) < num_samples:
+        times = np.zeros(len(pixels), dtype=np.int64)
+        for draw in draws:
+            times += np.bincount(draw, minlength=len(pixels))
+        values, place = np.unique(pixels[times > 0], return_inverse=True)
+        counts = np.bincount(place, weights=times[times > 0])
+    else:
+        drawn = np.empty(num_samples, dtype=np.float32)
+        for start, draw in zip(starts, draws, strict=True):
+            np.take(pixels, draw, out=drawn[start : start + len(draw)], mode="clip")
+        values, counts = np.unique(drawn, return_counts=True)
+    return Samples(values=values, counts=counts.astype(np.int32))
 
 
 def pool(cases: Mapping[str, CaseStatistics]) -> Fingerprint:

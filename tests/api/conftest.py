@@ -23,9 +23,11 @@ precision: fp32
 CONFIGURATIONS = ["2d", "3d_fullres"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _quick(few_samples, one_thread):
     """Every test of this folder computes with one thread and small samples."""
+    with few_samples():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +38,14 @@ def recipe(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, datasets) -> Path:
+def prepared(tmp_path_factory, datasets, few_samples) -> Path:
     """Folder with the raw data and a workspace that has plans and preprocessed cases."""
     root = tmp_path_factory.mktemp("prepared")
     raw = datasets.write(root / "Dataset004_Tiny")
-    medseg.plan_and_preprocess(
-        raw, configurations=CONFIGURATIONS, workspace=root / "work", workers=1
-    )
+    with few_samples():
+        medseg.plan_and_preprocess(
+            raw, configurations=CONFIGURATIONS, workspace=root / "work", workers=1
+        )
     return root
 
 

@@ -33,7 +33,8 @@ def medseg(capsys, tmp_path, monkeypatch, few_samples, one_thread):
         captured = capsys.readouterr()
         return Ran(status, captured.out, captured.err)
 
-    return call
+    with few_samples():
+        yield call
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,8 @@ def prepared(tmp_path_factory, datasets, few_samples):
     """A workspace with one small dataset, planned and preprocessed for 3d_fullres."""
     root = tmp_path_factory.mktemp("prepared")
     raw = datasets.write(root / "Dataset007_Tiny", num_cases=4)
-    plan_and_preprocess(raw, configurations=["3d_fullres"], workspace=root / "work", workers=1)
+    with few_samples():
+        plan_and_preprocess(raw, configurations=["3d_fullres"], workspace=root / "work", workers=1)
     return root
 
 
