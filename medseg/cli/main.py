@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +53,12 @@ def top(
 
 
 def main() -> None:
-    """Run the command line and leave with its status."""
+    """Run the command line and leave with its status.
+
+    Threads that wait for each other sleep instead of spinning: on a processor shared with other
+    work a training step is several times faster so (docs/benchmarks.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("medseg").setLevel(logging.INFO)
     sys.exit(run(sys.argv[1:]))

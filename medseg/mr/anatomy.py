@@ -51,7 +51,6 @@ class Kind(IntEnum):
     MUCOSA = 10
     GLAND = 11
     EYE = 12
-    SKIN = 13
 
 
 def _window(centre: Point, reach: Point, inside: Window | None = None) -> Window:
@@ -107,7 +106,7 @@ class Brain:
 OUTLINE: tuple[tuple[Point, Point], ...] = (
     ((0, 42, -54), (52, 50, 58)),
     ((0, -18, -90), (56, 56, 80)),
-    ((0, -38, -42), (68, 54, 50)),
+    ((0, -38, -40), (68, 53, 46)),
 )
 """Ellipsoids (centre, radii) of face, neck and nape, which the vault is joined with."""
 FACE: tuple[tuple[Point, Point, Kind], ...] = (
@@ -115,10 +114,10 @@ FACE: tuple[tuple[Point, Point, Kind], ...] = (
     ((30, 60, -40), (17, 24, 15), Kind.FAT),
     ((31, 72, -39), (12, 12, 12), Kind.EYE),
     ((28, 50, -39), (3.5, 18, 3.5), Kind.MUSCLE),
-    ((27, 62, -68), (17, 17, 14), Kind.MUCOSA),
+    ((27, 62, -68), (15, 15, 12), Kind.MUCOSA),
     ((27, 62, -67), (13, 13, 10), Kind.AIR),
-    ((0, 62, -56), (14, 30, 22), Kind.MUCOSA),
-    ((6, 62, -58), (3.5, 26, 17), Kind.AIR),
+    ((0, 62, -58), (12, 28, 20), Kind.MUCOSA),
+    ((6, 62, -60), (4.5, 27, 18), Kind.AIR),
     ((0, 30, -40), (12, 12, 9), Kind.AIR),
     ((56, -12, -66), (13, 17, 22), Kind.GLAND),
     ((54, -24, -42), (8, 12, 10), Kind.BONE),
@@ -147,7 +146,7 @@ def _draw_brain(head: Kinds, points: Points, rng: np.random.Generator) -> None:
     """Draw everything inside the skull, and the skull, into the window `BRAIN` of the head."""
     brain = _brain(points)
     solid = brain.cerebrum | brain.cerebellum | brain.stem
-    cavity = solid | (ndimage.uniform_filter(solid.astype(np.float32), 9) > 0.2)
+    cavity = solid | (ndimage.uniform_filter(solid.astype(np.float32), 9) > 0.1)
     _add_skull(head, cavity, points)
     head[cavity] = Kind.FLUID
     tissue = solid & ~_grooves(points, brain, rng)
@@ -218,12 +217,12 @@ def _floor(points: Points) -> Array:
 
 def _brain(points: Points) -> Brain:
     """Return the brain's parts before any groove is cut; `points` is the window `BRAIN`."""
-    outer, floor = _ellipsoid(points, (0, 0, 0), (60, 75, 55)), _floor(points)
+    outer, floor = _ellipsoid(points, (0, 0, 0), (59, 74, 54)), _floor(points)
     waist = 4 * _step(-np.abs(points.y - 20), -14, 10) * _step(-points.z, 8, 8)
     cerebrum = (outer + waist < 0) & (points.z > floor)
     cerebellum, stem = np.zeros_like(cerebrum), np.zeros_like(cerebrum)
-    part = _window((0, -44, -40), (60, 36, 30), inside=BRAIN)
-    cerebellum[part] = _pair(points.cut(part), (20, -44, -40), (30, 26, 20)) < 0
+    part = _window((0, -44, -36), (60, 36, 30), inside=BRAIN)
+    cerebellum[part] = _pair(points.cut(part), (20, -44, -36), (30, 26, 18)) < 0
     cerebellum &= (points.z < floor - 3) & ~cerebrum
     part = _window((0, -20, -60), (22, 40, 66), inside=BRAIN)
     path = ((0, -13, -8), (0, -19, -34), (0, -26, -56), (0, -32, -110))
@@ -244,10 +243,9 @@ def _scalp_and_face(points: Points, rng: np.random.Generator) -> Kinds:
         distance = _ellipsoid(points.cut(part), centre, radii)
         surface[part] = np.minimum(surface[part], distance)
     head = np.full(SHAPE, Kind.AIR, np.uint8)
-    head[surface < 0] = Kind.SKIN
-    head[surface < -3] = Kind.MUSCLE
+    head[surface < 0] = Kind.MUSCLE
     fascia = np.abs(smooth_field(rng, SHAPE, step=6)) < 0.16
-    head[(surface < -3) & ((surface > -6.5) | fascia)] = Kind.FAT
+    head[(surface < -2.5) & ((surface > -6.5) | fascia)] = Kind.FAT
     inside = surface < -4
     for centre, radii, kind in FACE:
         for side in (-1, 1) if centre[0] else (1,):
@@ -275,13 +273,13 @@ def _grooves(points: Points, brain: Brain, rng: np.random.Generator) -> Mask:
     depth = np.where(bridge, brain.depth, np.minimum(brain.depth, np.abs(x)))
     reach = 13 + 3 * smooth_field(rng, x.shape, step=14)
     width = 1.7 - 0.8 * np.clip(depth / 14, 0, 1)
-    outside = (x / 60) ** 2 + (y / 75) ** 2 + (z / 55) ** 2 > 0.3
+    outside = (x / 59) ** 2 + (y / 74) ** 2 + (z / 54) ** 2 > 0.3
     sulci = (np.abs(_folding(points, rng)) < width) & (depth < reach) & outside
     fissure = (np.abs(x) < 1.6) & ~bridge
     rise = z - (-3 - 0.36 * y)
     sylvian = (np.abs(rise) < 1.9) & (np.abs(x) > 31) & (y > -40) & (y < 34)
     leaf = np.abs(((z + 0.5 * y) / 8.5) % 1 - 0.5) < 0.1
-    leaf &= _pair(points, (20, -44, -40), (23, 19, 13)) > 0
+    leaf &= _pair(points, (20, -44, -36), (23, 19, 11)) > 0
     return (brain.cerebrum & (sulci | fissure | sylvian)) | (brain.cerebellum & leaf)
 
 
@@ -296,7 +294,7 @@ def _folding(points: Points, rng: np.random.Generator) -> Array:
     waves = 0.85 * common + 0.5 * wave_field(rng, size, wavelength=FOLD_MM / step_mm)
     slope = np.sqrt(sum(np.square(g) for g in np.gradient(waves, step_mm)))
     sheet = waves / (slope + 0.1 * float(slope.mean()))
-    u, v, w = points.x / 60, points.y / 75, points.z / 55
+    u, v, w = points.x / 59, points.y / 74, points.z / 54
     scale = 0.3 + 0.7 * 0.85 / np.maximum(np.sqrt(u * u + v * v + w * w), 0.2)
     where = np.stack([points.x * scale, points.y * scale, points.z * scale]) / step_mm
     where += (np.reshape(size, (3, 1, 1, 1)) - 1) / 2
@@ -351,10 +349,10 @@ def _add_lesions(head: Kinds, ventricle: Array, points: Points, rng: np.random.G
 def _lesion(
     rng: np.random.Generator, centre: npt.NDArray[np.int64]
 ) -> tuple[tuple[slice, ...], Mask]:
-    """Return a window of the lattice and an ellipsoid of 9 to 22 mm in it, at a random angle."""
+    """Return a window of the lattice and an ellipsoid of 10 to 22 mm in it, at a random angle."""
     half = LESION_HALF
     axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    radii = float(rng.uniform(5.5, 9.0)) * np.array([1.25, 1.0, 0.8])
+    radii = float(rng.uniform(6.0, 9.0)) * np.array([1.25, 1.0, 0.8])
     offset = np.indices((2 * half + 1,) * 3).reshape(3, -1) - half
     radius = np.linalg.norm((axes @ offset) * SPACING_MM / radii[:, None], axis=0)
     place = tuple(slice(int(c) - half, int(c) + half + 1) for c in centre)

@@ -20,9 +20,9 @@ CHANNELS = ("T1w", "T2w", "FLAIR")
 LABELS = {"background": 0, "white": 1, "grey": 2, "fluid": 3, "lesion": 4}
 """Label name -> value in the segmentation."""
 
-FIELD_OF_VIEW_MM = (158.0, 190.0, 142.0)
+FIELD_OF_VIEW_MM = (158.0, 190.0, 132.0)
 """Imaged region along R, A and S."""
-CENTRE_MM = (0.0, 0.0, 7.0)
+CENTRE_MM = (0.0, 0.0, 10.0)
 """Middle of the imaged region."""
 SUBSAMPLE_MM = 1.3
 """Largest distance of the points a voxel is averaged over."""
@@ -41,7 +41,6 @@ KIND_TISSUES = {
     Kind.MUCOSA: tissues.MUCOSA,
     Kind.GLAND: tissues.GLIAL,
     Kind.EYE: tissues.FLUID,
-    Kind.SKIN: tissues.CONNECTIVE,
 }
 """What each part of the head is made of."""
 KIND_LABELS = {
@@ -212,7 +211,7 @@ def _receive(
     """
     image = clean * _coil_sensitivity(clean.shape, affine, rng)
     level = float(image[reference].mean())
-    noisy = signal.rician(image, float(rng.uniform(0.025, 0.045)) * level, rng)
+    noisy = signal.rician(image, float(rng.uniform(0.05, 0.08)) * level, rng)
     scale = float(np.exp(rng.uniform(np.log(80), np.log(1500)))) / level
     return np.asarray(np.rint(noisy * scale), np.float32)
 
@@ -220,7 +219,7 @@ def _receive(
 def _coil_sensitivity(shape: tuple[int, ...], affine: Affine, rng: np.random.Generator) -> Array:
     """Return the bias field of an array of coil elements around the head, (I, J, K), mean 1.
 
-    The range over the field of view is 1.8 to 2.6 times from the weakest to the strongest place.
+    The range over the field of view is 2.0 to 2.8 times from the weakest to the strongest place.
     """
     small = tuple(max(4, n // 5) for n in shape)
     axes = [np.linspace(0, n - 1, m) for n, m in zip(shape, small, strict=True)]
@@ -232,7 +231,7 @@ def _coil_sensitivity(shape: tuple[int, ...], affine: Affine, rng: np.random.Gen
         element = 125 * direction / np.linalg.norm(direction)
         squared = ((world - element[:, None]) ** 2).sum(axis=0)
         total += rng.uniform(0.3, 1.0) / (1 + squared / 70**2) ** 1.5
-    exponent = np.log(rng.uniform(1.8, 2.6)) / np.log(total.max() / total.min())
+    exponent = np.log(rng.uniform(2.0, 2.8)) / np.log(total.max() / total.min())
     field = ((total / total.mean()) ** exponent).reshape(small).astype(np.float32)
     zoom = [n / m for n, m in zip(shape, small, strict=True)]
     return np.asarray(ndimage.zoom(field, zoom, order=1, mode="nearest"), np.float32)
