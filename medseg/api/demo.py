@@ -16,10 +16,13 @@ from medseg.execute.progress import progress_bar
 from medseg.infer.folder import predict_folder
 from medseg.infer.model import load
 from medseg.report.pictures import draw_case
+from medseg.schema.base import write_text
 from medseg.schema.metrics import Metrics
 
 _FOLDS = (0, 1)
 _DRAWN_CHANNEL = 2
+_MARKER = "DEMO.txt"
+_MADE = (DATASET_NAME, "work", "predictions", "pictures", "metrics.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ def run_demo(
     Args:
         output: Folder for everything; what an earlier demo left there is replaced.
         device: "auto", "cpu", "cuda:N" or "mps".
-        budget: Training time of each fold; None takes 200 s.
+        budget: Training time of each fold; None takes 250 s.
         progress: Show progress bars on standard error.
 
     Raises:
@@ -74,7 +77,7 @@ def run_demo(
             "3d_fullres",
             fold,
             recipe="demo",
-            budget=budget or 200,
+            budget=budget or 250,
             device=device,
             workspace=workspace,
             progress=progress,
@@ -98,16 +101,16 @@ def run_demo(
 
 def _claim(output: Path) -> None:
     """Clear what an earlier demo left; refuse a folder that holds anything else."""
-    made = {DATASET_NAME, "work", "predictions", "pictures", "metrics.json"}
-    found = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    if output.exists() and (not output.is_dir() or found - made):
+    found = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
+    if output.exists() and (not output.is_dir() or (found and _MARKER not in found)):
+        held = f"holds {', '.join(found[:5])}, which" if found else "is a file, which"
         raise ConfigError(
-            f"{output}: holds {', '.join(sorted(found - made)) or 'a file'}, which is not of a "
-            "demo. Give an empty or a new folder with -o."
+            f"{output}: {held} no demo has made. Give an empty or a new folder with -o."
         )
-    for name in found:
+    for name in _MADE:
         path = output / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_text(output / _MARKER, "Made by `medseg demo`, which replaces the files beside it.\n")
 
 
 def _draw(

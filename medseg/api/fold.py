@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
+from medseg.api.run_folder import FoldRecord, check_record, read_record
 from medseg.augment.pipeline import Augmenter
-from medseg.augment.settings import is_anisotropic
+from medseg.augment.settings import is_anisotropic, mirror_axes
 from medseg.augment.streams import sample_seed
 from medseg.data.loader import Batch, batches
 from medseg.data.patches import PatchSampler
 from medseg.data.splits import Split
-from medseg.data.store import CaseStore, Entry
+from medseg.data.store import CaseStore, Entry, digest
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import DatasetError
 from medseg.execute.progress import progress_bar
@@ -30,9 +31,9 @@ from medseg.losses.deep_supervision import build_loss
 from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype, pick_device
 from medseg.models.weights import save_weights
+from medseg.preprocess.pipeline import parameters
 from medseg.report.figures import progress_figure
-from medseg.schema.base import write_json
-from medseg.schema.dataset import DatasetSpec
+from medseg.schema.base import write
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.recipe import Recipe
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
@@ -46,6 +47,15 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT_SECONDS = 300.0
 _CACHE_SHARE = 0.4
 """Share of the free memory that preprocessed cases may fill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedLength:
+    """How long a run shall be; nothing given means as long as it was started, or as the recipe."""
+
+    budget_seconds: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +75,7 @@ class FoldRun:
     split: Split
     seed: int | None
     device: str
-    iterations: int | None
-    budget_seconds: float | None
+    length: RequestedLength
     started: float
     """`time.monotonic()` that the budget counts from."""
     progress: bool
@@ -89,13 +98,10 @@ class FoldRun:
     @property
     def mirror_axes(self) -> tuple[int, ...]:
         """Return the network axes that may be mirrored."""
-        axes = self.recipe.augmentation.mirror_axes
-        return tuple(range(self.configuration.num_dimensions)) if axes is None else axes
+        return mirror_axes(self.recipe.augmentation, self.configuration.num_dimensions)
 
 
-def train_fold(
-    run: FoldRun, *, restart: bool = False, on_start: Callable[[], None] = lambda: None
-) -> None:
+def train_fold(run: FoldRun, *, restart: bool, on_start: Callable[[], None]) -> None:
     """Train a fold to its end; go on from its last checkpoint; leave a finished fold alone.
 
     Args:
@@ -106,20 +112,22 @@ def train_fold(
     if (run.weights_path / "final.safetensors").is_file() and not restart:
         logger.info("%s is trained already; --restart trains it anew", run.fold_path)
         return
+    record = _record(run, restart)
     spec = run.folder.spec()
     labels = LabelScheme.from_spec(spec)
     entries = _entries(run)
-    trainer, sampler = _put_together(run, spec, labels, entries)
+    trainer, sampler = _put_together(run, record, labels, entries)
     on_start()
     if restart:
         shutil.rmtree(run.fold_path, ignore_errors=True)
+    write(run.fold_path / "run.json", record)
     checkpoints, journal = run.fold_path / "checkpoints", Journal(run.fold_path / "journal.jsonl")
     state = load_checkpoint(checkpoints)
     if state is not None:
         trainer.load_state_dict(state)
         logger.info("going on from iteration %d", trainer.length.iteration)
     journal.cut_back(trainer.epoch)
-    saver = _Saver(run, trainer)
+    saver = _Saver(run, record, trainer)
     total = trainer.length.num_iterations
     with (
         progress_bar(total, f"train {run.fold}", shown=run.progress, unit="step") as bar,
@@ -134,8 +142,39 @@ def train_fold(
             save_checkpoint=saver,
             on_iteration=lambda loss: _tick(bar, trainer, loss),
         )
-    progress_figure(journal.rows(), run.fold_path / "progress.png")
     saver.finish()
+    progress_figure(journal.rows(), run.fold_path / "progress.png")
+
+
+def _record(run: FoldRun, restart: bool) -> FoldRecord:
+    """Return what the fold was started with, or what it is started with now.
+
+    Raises:
+        ConfigError: If it was started otherwise.
+    """
+    planned = run.length.iterations
+    if run.length.epochs is not None:
+        planned = run.length.epochs * run.recipe.iterations_per_epoch
+    budget = run.length.budget_seconds
+    if not restart:
+        check_record(
+            run.fold_path, seed=run.seed, budget_seconds=budget, planned_iterations=planned
+        )
+        record = read_record(run.fold_path)
+        if record is not None:
+            return record
+    if planned is None and budget is None:
+        planned = run.recipe.epochs * run.recipe.iterations_per_epoch
+    device = pick_device(run.device)
+    dtype = autocast_dtype(device, run.recipe.precision)
+    return FoldRecord(
+        seed=run.seed or 0,
+        planned_iterations=planned,
+        budget_seconds=budget,
+        device=str(device),
+        precision=str(dtype or torch.float32).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
 
 
 def _tick(bar: Any, trainer: Trainer, loss: float | None) -> None:
@@ -148,18 +187,17 @@ def _tick(bar: Any, trainer: Trainer, loss: float | None) -> None:
 
 
 def _put_together(
-    run: FoldRun, spec: DatasetSpec, labels: LabelScheme, entries: dict[str, Entry]
+    run: FoldRun, record: FoldRecord, labels: LabelScheme, entries: dict[str, Entry]
 ) -> tuple[Trainer, PatchSampler]:
     recipe, configuration = run.recipe, run.configuration
-    seed = _seed(run)
-    torch.manual_seed(seed)
+    seed = _seed(record.seed, run.fold)
     device = pick_device(run.device)
-    deep = recipe.loss.deep_supervision
     network = build_network(
         configuration.architecture,
-        num_inputs=len(spec.channels),
+        num_inputs=len(configuration.normalization),
         num_logits=labels.num_logits,
-        deep_supervision=deep,
+        deep_supervision=recipe.loss.deep_supervision,
+        generator=torch.Generator().manual_seed(seed),
     )
     patch_size = training_patch(configuration, recipe.sampling.patch_fraction)
     augmenter = Augmenter(
@@ -192,7 +230,12 @@ def _put_together(
         structures=tuple(labels.foreground.values()),
         seed=seed,
     )
-    return Trainer(recipe, parts, _length(run)), sampler
+    length = Length(
+        num_iterations=record.planned_iterations,
+        budget_seconds=record.budget_seconds,
+        started=run.started,
+    )
+    return Trainer(recipe, parts, length), sampler
 
 
 def training_patch(configuration: Configuration, fraction: float) -> tuple[int, ...]:
@@ -207,23 +250,17 @@ def training_patch(configuration: Configuration, fraction: float) -> tuple[int, 
     )
 
 
-def _length(run: FoldRun) -> Length:
-    if run.budget_seconds is not None:
-        return Length(budget_seconds=run.budget_seconds, started=run.started)
-    planned = run.recipe.epochs * run.recipe.iterations_per_epoch
-    return Length(num_iterations=run.iterations or planned, started=run.started)
-
-
-def _seed(run: FoldRun) -> int:
-    """Return the seed of this fold; folds of one run differ."""
-    number = run.fold.removeprefix("fold_")
-    return (run.seed or 0) * 1000 + (int(number) if number.isdigit() else 999)
+def _seed(seed: int, fold: str) -> int:
+    """Return the seed of a fold; folds of one run differ."""
+    number = fold.removeprefix("fold_")
+    return seed * 1000 + (int(number) if number.isdigit() else 999)
 
 
 def _entries(run: FoldRun) -> dict[str, Entry]:
     """Open the cases of the fold, in memory where they fit."""
     store = CaseStore(run.folder.store_path)
-    index = store.read_index(f"{run.plans.name}__{run.config}")
+    made_with = digest(parameters(run.plans, run.configuration))
+    index = store.read_index(f"{run.plans.name}__{run.config}", made_with)
     cases = [*run.split.train, *run.split.validation]
     missing = [case for case in cases if case not in index]
     if missing:
@@ -280,15 +317,19 @@ class _Picture:
     def on_epoch_end(self, row: Any) -> None:
         """Redraw if it is time."""
         if time.monotonic() - self._drawn > 30:
-            progress_figure(self._journal.rows(), self._path)
             self._drawn = time.monotonic()
+            try:
+                progress_figure(self._journal.rows(), self._path)
+            except OSError as error:
+                logger.warning("the progress picture could not be written: %s", error)
 
 
 class _Saver:
     """Writes checkpoints when it is time, the best weights when they are, the final at the end."""
 
-    def __init__(self, run: FoldRun, trainer: Trainer) -> None:
-        self._run, self._trainer, self._saved = run, trainer, time.monotonic()
+    def __init__(self, run: FoldRun, record: FoldRecord, trainer: Trainer) -> None:
+        self._run, self._record, self._trainer = run, record, trainer
+        self._saved = time.monotonic()
 
     def __call__(self) -> None:
         if self._trainer.is_best:
@@ -305,22 +346,16 @@ class _Saver:
         """Write the final weights and what the run was."""
         self._checkpoint()
         self._save("final")
-        length = self._trainer.length
-        write_json(
-            self._run.fold_path / "run.json",
-            {
-                "iterations": length.iteration,
+        trained = self._record.model_copy(
+            update={
+                "iterations": self._trainer.length.iteration,
                 "epochs": self._trainer.epoch,
                 "seconds_to_last_step": self._trainer.seconds_to_last_step,
-                "budget_seconds": self._run.budget_seconds,
-                "device": str(self._trainer.parts.device),
-                "precision": str(self._trainer.parts.dtype or torch.float32).removeprefix("torch."),
-                "threads": torch.get_num_threads(),
-                "seed": self._trainer.parts.seed,
                 "skipped_steps": self._trainer.num_skipped,
                 "best_patch_dice": self._trainer.best_dice,
-            },
+            }
         )
+        write(self._run.fold_path / "run.json", trained)
 
     def _save(self, name: str) -> None:
         metadata = {"iteration": str(self._trainer.length.iteration), "fold": self._run.fold}

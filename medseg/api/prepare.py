@@ -10,7 +10,7 @@ from typing import Any
 
 from medseg.data.case import case_paths, load_case
 from medseg.data.dataset import read_dataset
-from medseg.data.store import CaseStore, entry_key, hash_files
+from medseg.data.store import CaseStore, digest, hash_files
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
 from medseg.errors import DatasetError, MedsegError, PlanError
 from medseg.execute.local import map_cases
@@ -18,7 +18,7 @@ from medseg.execute.progress import progress_bar
 from medseg.plan.fingerprint import CaseStatistics, case_fingerprint, pool, samples_per_case
 from medseg.plan.planner import make_plans
 from medseg.plan.presets import get_preset
-from medseg.preprocess.pipeline import preprocess_case
+from medseg.preprocess.pipeline import parameters, preprocess_case
 from medseg.schema.base import write
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import Fingerprint
@@ -26,8 +26,6 @@ from medseg.schema.plans import Configuration, Plans
 
 logger = logging.getLogger(__name__)
 
-_STEP_VERSION = 1
-"""Raise when preprocessing gives other numbers, so that old entries are not taken for new ones."""
 _MAX_LISTED = 30
 
 
@@ -137,7 +135,8 @@ def preprocess(
     for name, configuration in chosen.items():
         function = partial(_store_case, spec, resolved, configuration, folder)
         keys = dict(_map(function, spec, f"preprocess {name}", workers, progress))
-        CaseStore(folder.store_path).write_index(f"{plans}__{name}", keys)
+        made_with = digest(parameters(resolved, configuration))
+        CaseStore(folder.store_path).write_index(f"{plans}__{name}", keys, made_with)
         counts[name] = len(keys)
     return counts
 
@@ -226,7 +225,7 @@ def _store_case(
     store = CaseStore(folder.store_path)
     channels, segmentation = case_paths(spec, case_id)
     content = hash_files([*channels, *([segmentation] if segmentation else [])])
-    key = entry_key(content, _parameters(spec, plans, configuration))
+    key = digest([content, spec.ignore_label, parameters(plans, configuration)])
     if store.has(key):
         return key
     case = load_case(spec, case_id)
@@ -249,22 +248,9 @@ def _store_case(
         outside=prepared.outside,
         record=prepared.record,
         chunk=chunk,
+        ignore_label=spec.ignore_label,
     )
     return key
-
-
-def _parameters(spec: DatasetSpec, plans: Plans, configuration: Configuration) -> dict[str, Any]:
-    """Return everything besides the files that the preprocessed arrays depend on."""
-    uses_statistics = "ct" in configuration.normalization
-    return {
-        "version": _STEP_VERSION,
-        "network_axes": plans.network_axes,
-        "spacing": configuration.spacing,
-        "normalization": configuration.normalization,
-        "use_mask": configuration.use_mask_for_norm,
-        "intensity": [c.model_dump() for c in plans.intensity] if uses_statistics else None,
-        "num_channels": len(spec.channels),
-    }
 
 
 def _map(
@@ -280,13 +266,16 @@ def _map(
                 problems.append((outcome.item, outcome.error))
             bar.update()
     if problems:
-        raise _all_problems(spec, sorted(problems, key=lambda item: item[0]))
+        kept = "the others are kept" if title.startswith("preprocess") else "nothing was written"
+        raise _all_problems(spec, sorted(problems, key=lambda item: item[0]), kept)
     return values
 
 
-def _all_problems(spec: DatasetSpec, problems: list[tuple[str, MedsegError]]) -> DatasetError:
+def _all_problems(
+    spec: DatasetSpec, problems: list[tuple[str, MedsegError]], kept: str
+) -> DatasetError:
     lines = [f"  case {case!r}: {error}" for case, error in problems[:_MAX_LISTED]]
     if len(problems) > _MAX_LISTED:
         lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
     count = f"{len(problems)} of {len(spec.cases)} cases cannot be used"
-    return DatasetError("\n".join([f"dataset {spec.name!r}: {count}; nothing was written", *lines]))
+    return DatasetError("\n".join([f"dataset {spec.name!r}: {count}; {kept}", *lines]))

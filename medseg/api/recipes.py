@@ -82,7 +82,13 @@ def _parsed(changes: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
         name, equals, text = change.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {change!r}: expected path.to.field=value.")
-        parsed[name.strip()] = yaml.safe_load(text)
+        try:
+            parsed[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--set {change!r}: {text!r} is not a YAML value; expected a number, a word or a "
+                "list such as [0, 1]."
+            ) from None
     return parsed
 
 
@@ -101,7 +107,8 @@ def _check_path(name: str) -> None:
 
 def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
-        values = values.setdefault(part, {})
+        values[part] = dict(values.get(part) or {})
+        values = values[part]
     values[path[-1]] = value
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medseg.api.fold import FoldRun, train_fold
-from medseg.api.recipes import format_recipe, read_recipe
+from medseg.api.fold import FoldRun, RequestedLength, train_fold
+from medseg.api.recipes import read_recipe
+from medseg.api.run_folder import check_run, claim_run
 from medseg.api.validation import validate_fold, write_run_bundle
 from medseg.data.splits import Split, make_splits, read_or_make_splits
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
-from medseg.errors import ConfigError, PlanError
-from medseg.schema.base import validate, write_json, write_text
+from medseg.errors import BundleError, ConfigError, PlanError
 from medseg.schema.metrics import Metrics
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.recipe import NetworkRecipe, Recipe
@@ -86,25 +85,20 @@ def train(  # noqa: PLR0913 - one option of the command each
         ConfigError: If an option, the recipe or the fold does not fit.
         DatasetError: If the dataset has not been preprocessed.
         PlanError: If the plans lack the configuration.
+        BundleError: If there is nothing to validate.
     """
     started = time.monotonic() if started is None else started
-    seconds = None if budget is None else parse_duration(budget)
+    length = _length(budget, epochs, iterations)
     folder, _ = Workspace(Path(workspace)).find(dataset)
-    resolved = _with_length(read_recipe(recipe, set), budget, epochs, iterations)
-    planned = folder.plans(plans)
-    configuration = apply_network(planned.configuration(config), resolved.network)
-    if configuration.previous_stage is not None:
-        raise PlanError(
-            f"configuration {config!r} is the second stage of a cascade, which this version does "
-            f"not train yet. Train {configuration.previous_stage!r} or '3d_fullres' instead."
-        )
-    path = folder.run_path(plans, config, name or Path(str(recipe)).stem)
-    _check_recipe(path, resolved)
+    path = folder.run_path(plans, config, _run_name(name, recipe))
+    resolved = _recipe_of(path, restart) if validate_only else read_recipe(recipe, set)
+    narrowed = _narrowed(folder.plans(plans), config, resolved)
+    check_run(path, resolved, narrowed, folder.spec())
     metrics = {}
     for number, (fold_name, split) in enumerate(_splits(folder, fold).items()):
         run = FoldRun(
             folder=folder,
-            plans=_narrowed(planned, config, configuration),
+            plans=narrowed,
             config=config,
             recipe=resolved,
             recipe_name=Path(str(recipe)).stem,
@@ -113,17 +107,48 @@ def train(  # noqa: PLR0913 - one option of the command each
             split=split,
             seed=seed,
             device=device,
-            iterations=iterations,
-            budget_seconds=seconds,
+            length=length,
             started=started if number == 0 else time.monotonic(),
             progress=progress,
         )
         if not validate_only:
-            train_fold(run, restart=restart, on_start=partial(_claim_run, run))
+            train_fold(run, restart=restart, on_start=partial(_claim, run))
         bundle = write_run_bundle(run)
         if split.validation:
-            metrics[fold_name] = validate_fold(run, bundle)
+            metrics[fold_name] = validate_fold(run, bundle, again=validate_only)
     return Run(path=path, bundle=path / "bundle", metrics=metrics)
+
+
+def _run_name(name: str | None, recipe: str | Path) -> str:
+    chosen = Path(str(recipe)).stem if name is None else name
+    if not re.fullmatch(r"[\w.-]+", chosen) or chosen.startswith("."):
+        raise ConfigError(
+            f"the name of the run is {chosen!r}; expected letters, digits, '_', '-' and '.' only."
+        )
+    return chosen
+
+
+def _recipe_of(path: Path, restart: bool) -> Recipe:
+    """Return the recipe a run was trained with."""
+    if restart:
+        raise ConfigError("validate-only judges what is there, restart deletes it; give one.")
+    if not (path / "recipe.yaml").is_file():
+        raise BundleError(f"{path}: no such run. Train it, or check --plans, --recipe and --name.")
+    return read_recipe(path / "recipe.yaml")
+
+
+def _length(
+    budget: str | float | None, epochs: int | None, iterations: int | None
+) -> RequestedLength:
+    options = {"budget": budget, "epochs": epochs, "iterations": iterations}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} both set the length of the run; give one.")
+    for name, value in (("epochs", epochs), ("iterations", iterations)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1.")
+    seconds = None if budget is None else parse_duration(budget)
+    return RequestedLength(budget_seconds=seconds, epochs=epochs, iterations=iterations)
 
 
 def apply_network(configuration: Configuration, changes: NetworkRecipe) -> Configuration:
@@ -175,25 +200,6 @@ def parse_duration(duration: str | float) -> float:
     return seconds
 
 
-def _with_length(
-    recipe: Recipe, budget: str | float | None, epochs: int | None, iterations: int | None
-) -> Recipe:
-    given = [
-        flag
-        for flag, value in (("budget", budget), ("epochs", epochs), ("iterations", iterations))
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} both set the length of the run; give one.")
-    changes: dict[str, Any] = {}
-    if epochs is not None:
-        changes = {"epochs": epochs}
-    elif iterations is not None:
-        per_epoch = max(1, min(recipe.iterations_per_epoch, iterations))
-        changes = {"iterations_per_epoch": per_epoch, "epochs": -(-iterations // per_epoch)}
-    return validate(Recipe, recipe.model_dump() | changes, "the recipe with its new length")
-
-
 def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
     """Return fold name -> split for 0..N-1, "all" or "cv"."""
     cases = _labelled_cases(folder)
@@ -216,44 +222,19 @@ def _labelled_cases(folder: DatasetFolder) -> list[str]:
     return [case for case, files in folder.spec().cases.items() if files.segmentation]
 
 
-def _narrowed(plans: Plans, config: str, configuration: Configuration) -> Plans:
+def _narrowed(plans: Plans, config: str, recipe: Recipe) -> Plans:
+    """Return the plans with the one configuration, as the recipe changes it."""
+    configuration = apply_network(plans.configuration(config), recipe.network)
+    if configuration.previous_stage is not None:
+        raise PlanError(
+            f"configuration {config!r} is the second stage of a cascade, which this version does "
+            f"not train yet. Train {configuration.previous_stage!r} or '3d_fullres' instead."
+        )
     return plans.model_copy(update={"configurations": {config: configuration}})
 
 
-def _check_recipe(path: Path, recipe: Recipe) -> None:
-    """Check that a run which is there was started with this recipe."""
-    file = path / "recipe.yaml"
-    before = file.read_text(encoding="utf-8") if file.is_file() else None
-    text = format_recipe(recipe)
-    if before is None or before == text:
-        return
-    old, new = before.splitlines(), text.splitlines()
-    changed = [
-        f"  was {a.strip()}, now {b.strip()}" for a, b in zip(old, new, strict=False) if a != b
-    ]
-    if len(old) != len(new):
-        changed = ["  the two recipes list different fields"]
-    raise ConfigError(
-        "\n".join(
-            [
-                f"{path}: this run was started with another recipe:",
-                *changed[:10],
-                "Give the new run a name of its own with --name, or delete the folder.",
-            ]
-        )
-    )
-
-
-def _claim_run(run: FoldRun) -> None:
-    """Write the recipe and the environment of a new run, and the splits of a new dataset."""
+def _claim(run: FoldRun) -> None:
+    """Write what a new run is, and the splits of a new dataset."""
     if run.split.validation:
         read_or_make_splits(run.folder.splits_path, _labelled_cases(run.folder))
-    if not (run.path / "recipe.yaml").is_file():
-        write_text(run.path / "recipe.yaml", format_recipe(run.recipe))
-        write_json(run.path / "environment.json", _environment())
-
-
-def _environment() -> dict[str, str]:
-    packages = ("medseg", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2")
-    versions = {package: metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), "platform": platform.platform(), **versions}
+    claim_run(run.path, run.recipe, run.plans, run.folder.spec())

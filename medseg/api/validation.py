@@ -15,7 +15,7 @@ from medseg.infer.bundle import write_bundle
 from medseg.infer.model import CaseError, load
 from medseg.io.read import split_ending
 from medseg.labels import LabelScheme
-from medseg.schema.base import write
+from medseg.schema.base import read, write
 from medseg.schema.bundle import Semantics
 from medseg.schema.metrics import Metrics
 
@@ -52,19 +52,27 @@ def write_run_bundle(run: FoldRun) -> Path:
     return run.path / "bundle"
 
 
-def validate_fold(run: FoldRun, bundle: Path) -> Metrics:
+def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
     """Predict the fold's validation cases at full volume and score them.
 
-    Writes `validation/CASE.nii.gz` and `validation/metrics.json`.
+    Writes `validation/CASE.nii.gz` and `validation/metrics.json`; all cases are mirrored alike.
+
+    Args:
+        run: The fold.
+        bundle: The run's bundle.
+        again: Predict anew where the present weights have been validated already.
     """
     spec = run.folder.spec()
     folder = run.fold_path / "validation"
+    if not again and (stored := _stored_metrics(run, folder)) is not None:
+        return stored
     folder.mkdir(parents=True, exist_ok=True)
     model = load(bundle, device=run.device, folds=[run.fold])
     cases, pairs = run.split.validation, {}
     channels = {case: case_paths(spec, case)[0] for case in cases}
+    predicted = model.predict_many(channels.values(), tta="flips")
     with progress_bar(len(cases), f"validate {run.fold}", shown=run.progress) as bar:
-        for case, result in zip(cases, model.predict_many(channels.values()), strict=True):
+        for case, result in zip(cases, predicted, strict=True):
             if isinstance(result, CaseError):
                 raise BundleError(f"validation of case {case!r} failed: {result.message}")
             prediction = folder / f"{case}{split_ending(channels[case][0].name)[1]}"
@@ -76,3 +84,13 @@ def validate_fold(run: FoldRun, bundle: Path) -> Metrics:
     metrics = evaluate_pairs(pairs, labels=spec)
     write(folder / "metrics.json", metrics)
     return metrics
+
+
+def _stored_metrics(run: FoldRun, folder: Path) -> Metrics | None:
+    """Return the scores of an earlier validation of these weights and cases."""
+    file, weights = folder / "metrics.json", run.weights_path / "final.safetensors"
+    if not file.is_file() or file.stat().st_mtime_ns < weights.stat().st_mtime_ns:
+        return None
+    stored = read(Metrics, file)
+    known = set(stored.cases) | set(stored.failed)
+    return stored if known == set(run.split.validation) else None

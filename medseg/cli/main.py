@@ -73,7 +73,11 @@ def run(arguments: list[str]) -> int:
 
     try:
         result = app(arguments, standalone_mode=False)
-    except MedsegError as error:
+    except (MedsegError, OSError, MemoryError) as error:
+        return _refused(error)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
         return _refused(error)
     except _OPTION_ERROR as error:
         error.show()

@@ -73,5 +73,6 @@ def _segmentation(
             f"{path.name} does not lie on the grid of {image_path.name}: {difference}. "
             "Re-export the segmentation on the image's grid."
         )
-    LabelScheme.from_spec(spec).check(np.unique(found.array), path.name)
-    return found.array
+    labels = LabelScheme.from_spec(spec)
+    labels.check(np.unique(found.array), path.name)
+    return found.array.astype(labels.dtype, copy=False)

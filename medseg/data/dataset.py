@@ -120,16 +120,19 @@ def parse_labels(
         )
     try:
         labels = _decathlon_labels(entries) if _is_decathlon(entries) else _named_labels(entries)
-        order = description.get("regions_class_order")
-        regions_order = tuple(int(value) for value in order) if order is not None else None
     except (TypeError, ValueError):
         raise ConfigError(
             f"{path}: labels is {entries!r}; every value must be an integer or a list of integers."
         ) from None
+    order = description.get("regions_class_order")
+    if order is not None and not (isinstance(order, list) and all(type(v) is int for v in order)):
+        raise ConfigError(
+            f"{path}: regions_class_order is {order!r}; expected a list of integers, one a region."
+        )
     ignore = labels.pop("ignore", None)
     if isinstance(ignore, tuple):
         raise ConfigError(f"{path}: the ignore label is {list(ignore)}; expected one integer.")
-    return labels, regions_order, ignore
+    return labels, tuple(order) if order is not None else None, ignore
 
 
 def _is_decathlon(entries: dict[str, Any]) -> bool:
@@ -155,12 +158,18 @@ def _named_labels(entries: dict[str, Any]) -> Labels:
 def _listed_cases(folder: Path, entries: list[Any]) -> dict[str, CaseFiles]:
     cases = {}
     for entry in entries:
-        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
+        named = isinstance(entry, dict) and isinstance(entry.get("image"), str)
+        if not named or not isinstance(entry.get("label"), str):
             raise ConfigError(
                 f"{folder / 'dataset.json'}: training holds {entry!r}; expected "
                 '{"image": "imagesTr/CASE.nii.gz", "label": "labelsTr/CASE.nii.gz"}.'
             )
         stem, _ = split_ending(Path(entry["label"]).name)
+        if stem in cases:
+            raise DatasetError(
+                f"{folder / 'dataset.json'}: two training entries have a label file named "
+                f"{Path(entry['label']).name}; case ids come from these names. Rename one."
+            )
         image = Path(entry["image"])
         channels: tuple[str, ...] = (str(image),)
         if not (folder / image).exists():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.data.store import Entry
+from medseg.data.store import ANNOTATED, Entry
 
 _STREAM_PATCHES = 1
 """Second word of the Philox key; other random streams of a run use other words."""
@@ -35,8 +35,8 @@ class PatchSampler:
     """Draws patch k: a case, a place, and the voxels there.
 
     More than the patch is read where its augmentation needs more, around the same centre.
-    Positions follow the patch: its border may touch the image's border but not leave it, unless
-    the image is smaller.
+    Positions follow the patch: placed at random, it touches the image's border but does not leave
+    it, unless the image is smaller; around a voxel it may leave the far border.
 
     Source:
         Data loader of nnU-Net v2.
@@ -64,7 +64,7 @@ class PatchSampler:
         entry = self.entries[case_id]
         position_in_batch = k % self.batch_size
         forced = position_in_batch >= round(self.batch_size * (1 - self.foreground_fraction))
-        center = self._foreground_voxel(entry, rng) if forced else None
+        center = self._foreground_voxel(entry, rng) if forced else _annotated_voxel(entry, rng)
         start = self._start(entry.shape, center, rng)
         return self._cut(entry, start, case_id, k)
 
@@ -121,6 +121,12 @@ class PatchSampler:
     def _extent(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Return the size along the three axes of a case: a 2D patch is one slice thick."""
         return (1,) * (3 - len(size)) + size
+
+
+def _annotated_voxel(entry: Entry, rng: np.random.Generator) -> NDArray[np.int32] | None:
+    """Return a random voxel without the ignore label; None where the dataset has no such label."""
+    voxels = entry.locations.get(ANNOTATED)
+    return None if voxels is None or not len(voxels) else voxels[rng.integers(len(voxels))]
 
 
 def cut(array: Any, start: Sequence[int], size: Sequence[int], fill: float = 0) -> NDArray[Any]:

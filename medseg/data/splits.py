@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from medseg.errors import ConfigError
 from medseg.schema.base import Schema, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 NUM_FOLDS = 5
 _SEED = 12345
@@ -100,6 +103,12 @@ def _checked(splits: list[Split], path: Path, known: set[str]) -> list[Split]:
             problems.append(f"  fold {number}: in train and validation {', '.join(both[:5])}")
         if not split.train:
             problems.append(f"  fold {number}: no training case")
+    used = {case for split in splits for case in (*split.train, *split.validation)}
+    if known - used:
+        logger.warning(
+            "%s: %d cases are in no fold and take no part: %s",
+            path, len(known - used), ", ".join(sorted(known - used)[:5]),
+        )  # fmt: skip
     if problems:
         raise ConfigError("\n".join([f"{path}: the splits do not fit the dataset", *problems]))
     return splits

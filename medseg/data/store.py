@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 
 from medseg.errors import DatasetError
 from medseg.geometry import SpatialRecord
-from medseg.schema.base import read_json, write_json
+from medseg.schema.base import FORMAT_VERSION, read_json, write_json
 
 _COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
 _MIN_LOCATIONS = 10_000
 _MIN_SHARE = 0.01
 _SEED = 1234
+
+ANNOTATED = -1
+"""Key of the locations without the ignore label, in datasets that have one."""
 
 Labels = NDArray[np.unsignedinteger[Any]]
 
@@ -85,6 +89,7 @@ class CaseStore:
         outside: NDArray[np.bool_] | None,
         record: SpatialRecord,
         chunk: tuple[int, ...],
+        ignore_label: int | None = None,
     ) -> None:
         """Write one entry; it appears under its key only when it is whole.
 
@@ -95,6 +100,7 @@ class CaseStore:
             outside: (*spatial) or None.
             record: The way back to the image's grid.
             chunk: Spatial size that readers usually ask for, in voxels.
+            ignore_label: Label of voxels without annotation.
         """
         target = self._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +110,7 @@ class CaseStore:
             _write_array(part / "segmentation.b2nd", segmentation, chunk)
             if outside is not None:
                 _write_array(part / "outside.b2nd", outside, chunk)
-            locations = sample_locations(segmentation)
+            locations = sample_locations(segmentation, ignore_label)
             np.savez(part / "locations.npz", **{str(k): v for k, v in locations.items()})  # type: ignore[arg-type]
             write_json(part / "entry.json", record.to_json())
             part.chmod(0o755)
@@ -136,15 +142,23 @@ class CaseStore:
                 "Delete this folder and run 'medseg preprocess' again."
             ) from error
 
-    def write_index(self, name: str, keys: Mapping[str, str]) -> None:
-        """Write case id -> key for one configuration (name: PLANS__CONFIG)."""
-        write_json(self._index(name), dict(sorted(keys.items())))
+    def write_index(self, name: str, keys: Mapping[str, str], made_with: str) -> None:
+        """Write case id -> key for one configuration (name: PLANS__CONFIG).
 
-    def read_index(self, name: str) -> dict[str, str]:
+        Args:
+            name: PLANS__CONFIG.
+            keys: Case id -> key.
+            made_with: Digest of the preprocessing parameters.
+        """
+        values = {"format_version": FORMAT_VERSION, "made_with": made_with}
+        write_json(self._index(name), {**values, "entries": dict(sorted(keys.items()))})
+
+    def read_index(self, name: str, made_with: str) -> dict[str, str]:
         """Return case id -> key.
 
         Raises:
-            DatasetError: If this configuration has not been preprocessed.
+            DatasetError: If this configuration has not been preprocessed, or with other parameters
+                than `made_with`.
         """
         if not self._index(name).is_file():
             plans, _, configuration = name.partition("__")
@@ -152,8 +166,14 @@ class CaseStore:
                 f"configuration {configuration!r} of plans {plans!r} has not been preprocessed "
                 f"({self._index(name)} is missing). Run 'medseg preprocess' first."
             )
-        index: dict[str, str] = read_json(self._index(name))
-        return index
+        index = read_json(self._index(name))
+        if index.get("made_with") != made_with:
+            raise DatasetError(
+                f"{self._index(name)}: the cases were preprocessed for other plans than the "
+                "present ones (spacing, axes or normalisation changed). Run 'medseg preprocess' "
+                "again."
+            )
+        return dict(index["entries"])
 
     def _index(self, name: str) -> Path:
         return self.folder / "index" / f"{name}.json"
@@ -171,30 +191,39 @@ def hash_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def entry_key(content: str, parameters: Mapping[str, Any]) -> str:
-    """Return the key of an entry made from files of this content with these parameters."""
-    text = content + json.dumps(parameters, sort_keys=True)
+def digest(values: Any) -> str:
+    """Return a short hash of JSON values: the key of an entry, or the mark of its making."""
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def sample_locations(segmentation: Labels) -> dict[int, NDArray[np.int32]]:
+def sample_locations(
+    segmentation: Labels, ignore_label: int | None = None
+) -> dict[int, NDArray[np.int32]]:
     """Return up to max(10,000, 1 %) voxels of each foreground label, drawn without replacement.
+
+    With an ignore label, `ANNOTATED` holds as many voxels that do not have it.
 
     Source:
         Class locations of nnU-Net v2's preprocessor.
     """
     rng = np.random.default_rng(_SEED)
     flat = segmentation.ravel()
-    locations = {}
-    for label in np.unique(flat):
-        if label == 0:
-            continue
-        voxels = np.flatnonzero(flat == label)
-        count = min(len(voxels), max(_MIN_LOCATIONS, int(np.ceil(len(voxels) * _MIN_SHARE))))
-        chosen = np.sort(rng.choice(voxels, count, replace=False))
-        coordinates = np.unravel_index(chosen, segmentation.shape)
-        locations[int(label)] = np.stack(coordinates, axis=1).astype(np.int32)
-    return locations
+    found = {int(v): flat == v for v in np.unique(flat) if v not in (0, ignore_label)}
+    if ignore_label is not None:
+        found[ANNOTATED] = flat != ignore_label
+    return {
+        label: _sample(np.flatnonzero(chosen), segmentation.shape, rng)
+        for label, chosen in found.items()
+    }
+
+
+def _sample(
+    voxels: NDArray[np.intp], shape: tuple[int, ...], rng: np.random.Generator
+) -> NDArray[np.int32]:
+    count = min(len(voxels), max(_MIN_LOCATIONS, math.ceil(len(voxels) * _MIN_SHARE)))
+    chosen = np.sort(rng.choice(voxels, count, replace=False))
+    return np.stack(np.unravel_index(chosen, shape), axis=1).astype(np.int32)
 
 
 def _write_array(path: Path, array: NDArray[Any], chunk: tuple[int, ...]) -> None:

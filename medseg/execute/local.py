@@ -65,22 +65,29 @@ def _call(function: Callable[[str], T], item: str) -> Outcome[T]:
         return Outcome(item=item, value=function(item))
     except MedsegError as error:
         return Outcome(item=item, error=error)
+    except Exception as error:
+        error.add_note(f"case: {item}")
+        raise
 
 
 def _map_pool(
     function: Callable[[str], T], items: Sequence[str], workers: int
 ) -> Iterator[Outcome[T]]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    try:
         futures: dict[Any, str] = {pool.submit(_call, function, item): item for item in items}
         for future in as_completed(futures):
             try:
                 yield future.result()
             except BrokenProcessPool:
                 raise MedsegError(
-                    f"a worker process died at or near case {futures[future]!r}, most often for "
-                    "lack of memory. Run again with --workers 1."
+                    f"a worker process died at or near case {futures[future]!r}: most often for "
+                    "lack of memory, or because a script that calls medseg has no "
+                    "'if __name__ == \"__main__\":'. Run again with one worker (--workers 1)."
                 ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _one_thread() -> None:

@@ -36,7 +36,7 @@ KIND_TISSUES = {
     Kind.LESION: tissues.LESION,
     Kind.FAINT_LESION: tissues.mix(tissues.WHITE, tissues.LESION, 0.6, "faint lesion"),
     Kind.FAT: tissues.FAT,
-    Kind.MUSCLE: tissues.MUSCLE,
+    Kind.MUSCLE: tissues.mix(tissues.MUSCLE, tissues.GLIAL, 0.65, "soft tissue"),
     Kind.MARROW: tissues.SPONGY_BONE,
     Kind.MUCOSA: tissues.MUCOSA,
     Kind.GLAND: tissues.GLIAL,
@@ -219,7 +219,7 @@ def _receive(
 def _coil_sensitivity(shape: tuple[int, ...], affine: Affine, rng: np.random.Generator) -> Array:
     """Return the bias field of an array of coil elements around the head, (I, J, K), mean 1.
 
-    The range over the field of view is 2.0 to 2.8 times from the weakest to the strongest place.
+    The range over the field of view is 2.3 to 3.3 times from the weakest to the strongest place.
     """
     small = tuple(max(4, n // 5) for n in shape)
     axes = [np.linspace(0, n - 1, m) for n, m in zip(shape, small, strict=True)]
@@ -231,7 +231,7 @@ def _coil_sensitivity(shape: tuple[int, ...], affine: Affine, rng: np.random.Gen
         element = 125 * direction / np.linalg.norm(direction)
         squared = ((world - element[:, None]) ** 2).sum(axis=0)
         total += rng.uniform(0.3, 1.0) / (1 + squared / 70**2) ** 1.5
-    exponent = np.log(rng.uniform(2.0, 2.8)) / np.log(total.max() / total.min())
+    exponent = np.log(rng.uniform(2.3, 3.3)) / np.log(total.max() / total.min())
     field = ((total / total.mean()) ** exponent).reshape(small).astype(np.float32)
     zoom = [n / m for n, m in zip(shape, small, strict=True)]
     return np.asarray(ndimage.zoom(field, zoom, order=1, mode="nearest"), np.float32)

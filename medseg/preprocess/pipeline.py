@@ -17,6 +17,23 @@ from medseg.schema.plans import Configuration, Plans
 Segmentation = NDArray[np.unsignedinteger[Any]]
 
 
+STEP_VERSION = 2
+"""Raise when preprocessing gives other numbers, so that old entries are not taken for new ones."""
+
+
+def parameters(plans: Plans, configuration: Configuration) -> dict[str, Any]:
+    """Return everything besides the files that a preprocessed case depends on, as JSON values."""
+    uses_statistics = "ct" in configuration.normalization
+    return {
+        "version": STEP_VERSION,
+        "network_axes": plans.network_axes,
+        "spacing": configuration.spacing,
+        "normalization": configuration.normalization,
+        "use_mask": configuration.use_mask_for_norm,
+        "intensity": [c.model_dump() for c in plans.intensity] if uses_statistics else None,
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A case in the network frame."""

@@ -14,8 +14,6 @@ class CaseFiles(Schema):
     """One image file per channel, in the order of the dataset's channels."""
     segmentation: str | None = None
     """Label map on the grid of the channels; absent for unlabelled cases."""
-    group: str | None = None
-    """Cases of one group (one patient) never fall on both sides of a split."""
 
 
 class DatasetSpec(Schema):

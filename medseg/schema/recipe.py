@@ -13,7 +13,7 @@ class OptimizerRecipe(Schema):
     """Which optimiser, and its constants."""
 
     name: str = "sgd"
-    """`sgd`, `adam`, `adamw`, or "package.module:Name"."""
+    """`sgd`, `adam` or `adamw`."""
     lr: PositiveFloat = 0.01
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 3e-5

@@ -66,7 +66,7 @@ def learning_rate(recipe: ScheduleRecipe, peak: float, progress: float) -> float
         0.005359
     """
     if progress < recipe.warmup:
-        return peak * max(progress, 1e-3) / recipe.warmup
+        return peak * min(1.0, max(progress, 1e-3) / recipe.warmup)
     done = min(1.0, (progress - recipe.warmup) / (1 - recipe.warmup))
     if recipe.name == "poly":
         return peak * float((1 - done) ** recipe.power)

@@ -55,7 +55,7 @@ class Length:
         self._last = now
         left = self._iterations_left()
         self.progress += (1 - self.progress) / (1 + max(0.0, left))
-        if left < 1:
+        if left < 1.5:
             self.progress = 1.0
 
     def is_done(self) -> bool:

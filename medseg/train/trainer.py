@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.func import functional_call
 
 from medseg.augment.pipeline import Augmenter
 from medseg.augment.streams import sample_seed
@@ -61,6 +62,7 @@ class Trainer:
         self.seconds_to_last_step = 0.0
         self._skipped = torch.zeros((), dtype=torch.int64, device=parts.device)
         self._skipped_in_a_row = 0
+        self._skipped_before = 0
 
     @property
     def learning_rate(self) -> float:
@@ -113,7 +115,9 @@ class Trainer:
         self._skipped += ~finite
         if self.parts.device.type == "cpu":
             self._skipped_in_a_row = 0 if bool(finite) else self._skipped_in_a_row + 1
-            self._refuse_divergence(self._skipped_in_a_row, batch)
+            if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+                cases = f"in a row, last with the cases {', '.join(batch.case_ids)},"
+                raise _divergence(self._skipped_in_a_row, cases)
             if self._skipped_in_a_row:
                 return
         elif not self.scaler.is_enabled():
@@ -124,14 +128,6 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.network)
 
-    def _refuse_divergence(self, in_a_row: int, batch: Batch) -> None:
-        if in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-            raise MedsegError(
-                f"training diverged: {in_a_row} steps in a row had a loss or gradient that is not "
-                f"finite, last with the cases {', '.join(batch.case_ids)}. Lower optimizer.lr, or "
-                "look at these cases."
-            )
-
     @property
     def num_skipped(self) -> int:
         """Return the number of skipped steps; waits for the device."""
@@ -139,13 +135,17 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> tuple[dict[str, float | None], float | None]:
-        """Return the Dice of each structure pooled over validation patches, and the mean loss."""
+        """Return the Dice of each structure pooled over validation patches, and the mean loss.
+
+        The weights judged are those that are saved: the moving average where there is one.
+        """
         self.network.eval()
+        weights = self.weights()
         counts, loss, num_batches = None, self.new_loss_sum(), 0
         for batch in batches:
             images, target, valid = self._prepare(batch, augment=False)
             with self._autocast():
-                logits = _as_list(self.network(images))
+                logits = _as_list(functional_call(self.network, weights, (images,)))
             loss += self.parts.loss(logits, target, valid)
             found = self._counts(logits[0].float(), target, valid)
             counts = found if counts is None else counts + found
@@ -176,8 +176,15 @@ class Trainer:
         return torch.stack([hits, wrong], dim=1).double()
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Count the epoch and decide whether its weights are the best so far."""
+        """Count the epoch and decide whether its weights are the best so far.
+
+        Raises:
+            MedsegError: If no step of the epoch was finite.
+        """
         self.epoch += 1
+        if row["skipped_steps"] - self._skipped_before >= self.iterations_per_epoch:
+            raise _divergence(self.iterations_per_epoch, "of the last epoch")
+        self._skipped_before = row["skipped_steps"]
         mean = row["mean_patch_dice"]
         if mean is not None:
             before = mean if self.smoothed_dice is None else self.smoothed_dice
@@ -211,6 +218,7 @@ class Trainer:
             "num_skipped": self.num_skipped,
             "smoothed_dice": self.smoothed_dice,
             "best_dice": self.best_dice,
+            "seconds_to_last_step": self.seconds_to_last_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,8 +237,10 @@ class Trainer:
         self.length.spent_before = state["elapsed_seconds"]
         self.epoch = state["epoch"]
         self._skipped.fill_(state["num_skipped"])
+        self._skipped_before = state["num_skipped"]
         self.smoothed_dice = state["smoothed_dice"]
         self.best_dice = state["best_dice"]
+        self.seconds_to_last_step = state["seconds_to_last_step"]
 
     def _prepare(
         self, batch: Batch, *, augment: bool
@@ -265,6 +275,13 @@ def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _divergence(count: int, which: str) -> MedsegError:
+    return MedsegError(
+        f"training diverged: {count} steps {which} had a loss or gradient that is not finite. "
+        "Lower optimizer.lr, or look at the images."
+    )
 
 
 def _as_list(logits: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:

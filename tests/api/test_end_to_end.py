@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -118,7 +119,9 @@ def test_ensemble_of_both_folds_keeps_each_input_geometry(trained, prepared, tmp
         np.testing.assert_allclose(output.affine, image.affine, atol=1e-6)
         for field in ("qform_code", "sform_code", "xyzt_units"):
             assert output.header[field] == image.header[field]
-        assert float(output.header["scl_slope"]) in (1.0,) or np.isnan(output.header["scl_slope"])
+        with gzip.open(tmp_path / "out" / row.file) as file:
+            stored = nib.Nifti1Header(file.read(348), check=False)
+        assert (float(stored["scl_slope"]), float(stored["scl_inter"])) == (1.0, 0.0)
         assert output.get_data_dtype() == np.uint8
         assert set(np.unique(np.asarray(output.dataobj))) <= {0, 1, 2}
 
@@ -239,7 +242,8 @@ def test_fold_all_learns_from_every_case_and_has_no_validation(workspace, recipe
 
 def test_2d_configuration(workspace, recipe):
     run = medseg.train("4", "2d", 0, recipe=recipe, workspace=workspace, iterations=2)
-    assert sorted(run.metrics["fold_0"].cases) == sorted(run.metrics["fold_0"].cases)
+    splits = read_json(workspace / "datasets/Dataset004_Tiny/splits.json")
+    assert sorted(run.metrics["fold_0"].cases) == sorted(splits[0]["validation"])
     assert len(run.metrics["fold_0"].cases) == 2
     assert not run.metrics["fold_0"].failed
 
@@ -317,10 +321,10 @@ def test_changed_image_is_preprocessed_again(tmp_path, datasets):
     options = {"configurations": ["3d_fullres"], "workspace": tmp_path / "work", "workers": 1}
     medseg.plan_and_preprocess(raw, **options)
     index = tmp_path / "work/datasets/Dataset006_Few/store/index/nnunet__3d_fullres.json"
-    before = read_json(index)
+    before = read_json(index)["entries"]
     shutil.copy(raw / "imagesTr/case_1_0000.nii.gz", raw / "imagesTr/case_1_0001.nii.gz")
     medseg.plan_and_preprocess(raw, **options)
-    after = read_json(index)
+    after = read_json(index)["entries"]
     assert [case for case in before if after[case] != before[case]] == ["case_1"]
 
 
@@ -334,5 +338,65 @@ def test_workspace_refuses_another_dataset_of_the_same_name(prepared, workspace,
 def test_cascade_and_missing_weights_are_refused(workspace, recipe):
     with pytest.raises(PlanError, match="expected one of: 2d, 3d_fullres"):
         medseg.train("4", "3d_lowres", 0, recipe=recipe, workspace=workspace)
-    with pytest.raises(BundleError, match="Train the fold first"):
+    with pytest.raises(BundleError, match="no such run"):
         medseg.train("4", "2d", 0, recipe=recipe, workspace=workspace, validate_only=True)
+
+
+def test_training_on_cases_of_other_plans_is_refused(workspace, recipe):
+    """Plans changed after preprocessing must not train on what was made from the old ones."""
+    from medseg.api import prepare
+
+    prepare.plan("4", target_spacing=(1.4, 1.6, 2.4), workspace=workspace)
+    with pytest.raises(DatasetError, match="preprocessed for other plans"):
+        medseg.train("4", "3d_fullres", 0, recipe=recipe, workspace=workspace, iterations=1)
+
+
+def test_folds_of_one_run_share_their_plans(workspace, recipe):
+    from medseg.api import prepare
+
+    options = {"recipe": recipe, "workspace": workspace, "iterations": 1}
+    medseg.train("4", "3d_fullres", 0, **options)
+    prepare.plan("4", target_spacing=(1.4, 1.6, 2.4), workspace=workspace)
+    prepare.preprocess("4", configurations=["3d_fullres"], workspace=workspace, workers=1)
+    with pytest.raises(ConfigError, match=r"started with another plans\.json"):
+        medseg.train("4", "3d_fullres", 1, **options)
+
+
+def test_prediction_mirrors_what_training_mirrored(workspace, recipe):
+    """Without augmentation there is no mirroring in training, so none in prediction."""
+    run = medseg.train(
+        "4", "3d_fullres", 0, recipe=recipe, workspace=workspace, iterations=1,
+        name="bare", set={"augmentation.backend": "none"},
+    )  # fmt: skip
+    assert read_json(run.bundle / "bundle.json")["semantics"]["mirror_axes"] == []
+
+
+def test_started_fold_keeps_its_length_and_seed(workspace, recipe):
+    options = {"recipe": recipe, "workspace": workspace}
+    run = medseg.train("4", "3d_fullres", 0, iterations=2, seed=3, **options)
+    before = read_json(run.path / "fold_0/run.json")
+    assert (before["seed"], before["planned_iterations"], before["iterations"]) == (3, 2, 2)
+    shutil.rmtree(run.path / "fold_0/weights")
+    for other in ({"seed": 4}, {"iterations": 5}, {"budget": "3s"}):
+        with pytest.raises(ConfigError, match="this fold was started otherwise"):
+            medseg.train("4", "3d_fullres", 0, **options, **other)
+    medseg.train("4", "3d_fullres", 0, **options)
+    assert read_json(run.path / "fold_0/run.json") == before
+
+
+def test_finished_fold_is_not_validated_again(workspace, recipe):
+    options = {"recipe": recipe, "workspace": workspace, "iterations": 1}
+    run = medseg.train("4", "3d_fullres", 0, **options)
+    file = run.path / "fold_0/validation/metrics.json"
+    before = file.stat().st_mtime_ns
+    again = medseg.train("4", "3d_fullres", 0, **options)
+    assert file.stat().st_mtime_ns == before
+    assert again.metrics == run.metrics
+
+
+def test_best_weights_predict(workspace, recipe, prepared):
+    run = medseg.train("4", "3d_fullres", 0, recipe=recipe, workspace=workspace, iterations=3)
+    images = prepared / "Dataset004_Tiny/imagesTr"
+    case = [images / f"case_1_{channel:04d}.nii.gz" for channel in (0, 1)]
+    result = medseg.load(run.bundle, device="cpu", checkpoint="best").predict(case)
+    assert result.segmentation.shape == (21, 23, 16)

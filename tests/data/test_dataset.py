@@ -234,3 +234,11 @@ def test_shifted_segmentation_is_refused(raw, datasets):
     with pytest.raises(GeometryError, match=r"case_2\.nii\.gz does not lie on the grid") as caught:
         load_case(read_dataset(raw), "case_2")
     assert "case: case_2" in caught.value.__notes__
+
+
+def test_two_entries_with_one_label_name_are_refused(raw):
+    entry = {"image": "imagesTr/case_1_0000.nii.gz"}
+    listed = [{**entry, "label": f"{folder}/seg.nii.gz"} for folder in ("a", "b")]
+    describe(raw, training=listed)
+    with pytest.raises(DatasetError, match=r"two training entries have a label file named seg"):
+        read_dataset(raw)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medseg.data import store as store_module
-from medseg.data.store import CaseStore, entry_key, hash_files, sample_locations
+from medseg.data.store import ANNOTATED, CaseStore, digest, hash_files, sample_locations
 from medseg.errors import DatasetError
 
 KEY = "ab" + "0" * 30
@@ -107,9 +107,9 @@ def test_a_damaged_entry_is_one_clear_error(tmp_path, make, file, damage):
 def test_index(tmp_path):
     store = CaseStore(tmp_path)
     with pytest.raises(DatasetError, match=r"configuration '2d' of plans 'own'.*preprocess"):
-        store.read_index("own__2d")
-    store.write_index("own__2d", {"b": "2", "a": "1"})
-    assert list(store.read_index("own__2d").items()) == [("a", "1"), ("b", "2")]
+        store.read_index("own__2d", "made")
+    store.write_index("own__2d", {"b": "2", "a": "1"}, "made")
+    assert list(store.read_index("own__2d", "made").items()) == [("a", "1"), ("b", "2")]
 
 
 def test_key_depends_on_content_and_parameters_only(tmp_path):
@@ -120,7 +120,23 @@ def test_key_depends_on_content_and_parameters_only(tmp_path):
     assert content != hash_files([two, one])
     (tmp_path / "three").write_bytes(b"abcdef")
     assert content != hash_files([tmp_path / "three"])
-    key = entry_key(content, {"spacing": (1.0, 2.0), "version": 1})
-    assert key == entry_key(content, {"version": 1, "spacing": [1.0, 2.0]})
-    assert key != entry_key(content, {"version": 2, "spacing": (1.0, 2.0)})
+    key = digest([content, {"spacing": (1.0, 2.0), "version": 1}])
+    assert key == digest([content, {"version": 1, "spacing": [1.0, 2.0]}])
+    assert key != digest([content, {"version": 2, "spacing": (1.0, 2.0)}])
     assert len(key) == 32
+
+
+def test_index_of_other_plans_is_refused(tmp_path):
+    store = CaseStore(tmp_path)
+    store.write_index("own__2d", {"a": "1"}, "made with these plans")
+    with pytest.raises(DatasetError, match="preprocessed for other plans"):
+        store.read_index("own__2d", "made with others")
+
+
+def test_annotated_voxels_are_located_where_there_is_an_ignore_label():
+    segmentation = np.full((3, 4, 5), 2, np.uint8)
+    segmentation[0, 1, 2], segmentation[2, 3, 4] = 0, 1
+    locations = sample_locations(segmentation, ignore_label=2)
+    assert set(locations) == {1, ANNOTATED}
+    assert locations[ANNOTATED].tolist() == [[0, 1, 2], [2, 3, 4]]
+    assert ANNOTATED not in sample_locations(segmentation)

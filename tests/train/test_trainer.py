@@ -157,7 +157,7 @@ def test_best_is_chosen_by_the_smoothed_dice(tiny):
     trainer = tiny(recipe()).trainer
     found = []
     for mean in (0.5, 0.4, 0.9, None, 0.9):
-        row = {"mean_patch_dice": mean, "elapsed_seconds": 0.0}
+        row = {"mean_patch_dice": mean, "elapsed_seconds": 0.0, "skipped_steps": 0}
         trainer.end_epoch(row)
         found.append((round(row["smoothed_patch_dice"], 4), trainer.is_best))
     assert found == [(0.5, True), (0.49, False), (0.531, True), (0.531, False), (0.5679, True)]

@@ -1,0 +1,136 @@
+"""What a run is, fixed at its start: recipe, plans, labels; length and seed of each fold."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medseg.api.recipes import format_recipe
+from medseg.errors import ConfigError
+from medseg.schema.base import FORMAT_VERSION, Schema, format_json, read, write_json, write_text
+from medseg.schema.dataset import DatasetSpec
+from medseg.schema.plans import Plans
+from medseg.schema.recipe import Recipe
+
+_ADVICE = "Give the new run a name of its own with --name, or delete the folder."
+_MAX_LISTED = 10
+
+
+class FoldRecord(Schema):
+    """`run.json` of a fold: what was settled at its start and, once it is trained, what came."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of this file's format."""
+    seed: int
+    """The seed asked for."""
+    planned_iterations: int | None
+    """Length in optimiser steps; None with a budget."""
+    budget_seconds: float | None
+    """Length in seconds; None with a number of steps."""
+    device: str
+    """Where it was trained."""
+    precision: str
+    """Arithmetic of the network."""
+    threads: int
+    """Threads of the network's operations on the CPU."""
+    iterations: int | None = None
+    """Optimiser steps done, once trained."""
+    epochs: int | None = None
+    """Epochs done, once trained."""
+    seconds_to_last_step: float | None = None
+    """Time from the start of the command to the last step, once trained."""
+    skipped_steps: int | None = None
+    """Steps whose loss or gradient was not finite, once trained."""
+    best_patch_dice: float | None = None
+    """Largest smoothed patch Dice, once trained."""
+
+
+def check_run(path: Path, recipe: Recipe, plans: Plans, spec: DatasetSpec) -> None:
+    """Check that a run which is there was started with this recipe, these plans and labels.
+
+    Raises:
+        ConfigError: With what differs.
+    """
+    for name, text in _claims(recipe, plans, spec).items():
+        file = path / name
+        if file.is_file() and (before := file.read_text(encoding="utf-8")) != text:
+            raise ConfigError(
+                "\n".join(
+                    [
+                        f"{path}: this run was started with another {name}:",
+                        *_differences(before.splitlines(), text.splitlines()),
+                        _ADVICE,
+                    ]
+                )
+            )
+
+
+def claim_run(path: Path, recipe: Recipe, plans: Plans, spec: DatasetSpec) -> None:
+    """Write what a new run is; a run that is there keeps its own."""
+    for name, text in _claims(recipe, plans, spec).items():
+        if not (path / name).is_file():
+            write_text(path / name, text)
+    if not (path / "environment.json").is_file():
+        write_json(path / "environment.json", _environment())
+
+
+def read_record(fold_path: Path) -> FoldRecord | None:
+    """Return what was settled when a fold was started; None if it was not."""
+    path = fold_path / "run.json"
+    return read(FoldRecord, path) if path.is_file() else None
+
+
+def check_record(fold_path: Path, **asked: Any) -> None:
+    """Check that what is asked for now is what a started fold was started with.
+
+    Args:
+        fold_path: The fold's folder.
+        **asked: Field of `FoldRecord` -> value; None asks for nothing.
+
+    Raises:
+        ConfigError: With what differs.
+    """
+    record = read_record(fold_path)
+    if record is None:
+        return
+    problems = [
+        f"  {name.replace('_', ' ')}: was {getattr(record, name)}, now {value}"
+        for name, value in asked.items()
+        if value is not None and value != getattr(record, name)
+    ]
+    if problems:
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"{fold_path}: this fold was started otherwise:",
+                    *problems,
+                    "Leave these options out to go on with it, use --restart, or give the new run "
+                    "a --name.",
+                ]
+            )
+        )
+
+
+def _claims(recipe: Recipe, plans: Plans, spec: DatasetSpec) -> dict[str, str]:
+    """Return file name -> content of everything that all folds of a run share."""
+    bare = spec.model_copy(update={"cases": {}, "source": ""})
+    return {
+        "recipe.yaml": format_recipe(recipe),
+        "plans.json": format_json(plans.model_dump(mode="json")) + "\n",
+        "dataset.json": format_json(bare.model_dump(mode="json")) + "\n",
+    }
+
+
+def _differences(old: list[str], new: list[str]) -> list[str]:
+    if len(old) != len(new):
+        return ["  the two list different fields"]
+    pairs = [(a.strip(), b.strip()) for a, b in zip(old, new, strict=True) if a != b]
+    return [f"  was {a[:120]}, now {b[:120]}" for a, b in pairs[:_MAX_LISTED]]
+
+
+def _environment() -> dict[str, str]:
+    packages = ("medseg", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2")
+    versions = {package: metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions}
