@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import numpy as np
 from medseg.io.write import write_nifti
 from medseg.mr.phantom import CHANNELS, LABELS, SCANS, Examination, simulate
 from medseg.schema.base import write_json
-
-logger = logging.getLogger(__name__)
 
 DATASET_NAME = "Dataset001_DemoBrain"
 """Folder of the demo data set."""
@@ -53,7 +50,6 @@ def write_demo_dataset(
         rng = np.random.default_rng((seed, number))
         examination = simulate(rng, scan=scans[position % len(scans)])
         _write_case(dataset, f"brain_{number + 1:03d}", part, examination)
-        logger.info("simulated case %d of %d", number + 1, num_train + num_test)
 
     with ThreadPoolExecutor(max_workers=NUM_THREADS) as pool:
         list(pool.map(write, range(num_train + num_test)))

@@ -375,6 +375,7 @@ def test_rows_outside_the_result_are_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_slabs_on_a_gpu_equal_the_cpu():
     logits = logits_of((3, 12, 30, 25))
     on_cpu = resize_slab(logits, (17, 40, 20), 0, 5, 11)

@@ -55,7 +55,7 @@ def run_demo(
     Args:
         output: Folder for everything; what an earlier demo left there is replaced.
         device: "auto", "cpu", "cuda:N" or "mps".
-        budget: Training time of each fold; None takes 250 s.
+        budget: Training time of each fold; None takes 230 s.
         progress: Show progress bars on standard error.
 
     Raises:
@@ -77,7 +77,7 @@ def run_demo(
             "3d_fullres",
             fold,
             recipe="demo",
-            budget=budget or 250,
+            budget=budget or 230,
             device=device,
             workspace=workspace,
             progress=progress,

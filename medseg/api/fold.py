@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -199,7 +198,7 @@ def _put_together(
         deep_supervision=recipe.loss.deep_supervision,
         generator=torch.Generator().manual_seed(seed),
     )
-    patch_size = training_patch(configuration, recipe.sampling.patch_fraction)
+    patch_size = configuration.patch_size
     augmenter = Augmenter(
         recipe.augmentation,
         patch_size,
@@ -236,18 +235,6 @@ def _put_together(
         started=run.started,
     )
     return Trainer(recipe, parts, length), sampler
-
-
-def training_patch(configuration: Configuration, fraction: float) -> tuple[int, ...]:
-    """Return the training patch: the planned one times `fraction`, in voxels.
-
-    Each axis is rounded to a multiple of the product of the network's strides along it.
-    """
-    divisors = [math.prod(axis) for axis in zip(*configuration.architecture.strides, strict=True)]
-    return tuple(
-        min(size, max(1, round(size * fraction / divisor)) * divisor)
-        for size, divisor in zip(configuration.patch_size, divisors, strict=True)
-    )
 
 
 def _seed(seed: int, fold: str) -> int:

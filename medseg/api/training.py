@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,18 @@ def apply_network(configuration: Configuration, changes: NetworkRecipe) -> Confi
     return configuration.model_copy(update={"architecture": architecture})
 
 
+def scaled_patch(configuration: Configuration, fraction: float) -> tuple[int, ...]:
+    """Return the planned patch times `fraction`, in voxels.
+
+    Each axis is rounded to a multiple of the product of the network's strides along it.
+    """
+    divisors = [math.prod(axis) for axis in zip(*configuration.architecture.strides, strict=True)]
+    return tuple(
+        min(size, max(1, round(size * fraction / divisor)) * divisor)
+        for size, divisor in zip(configuration.patch_size, divisors, strict=True)
+    )
+
+
 def _blocks(kind: str, num_stages: int) -> tuple[int, ...]:
     """Return the usual number of encoder blocks per stage.
 
@@ -225,6 +238,8 @@ def _labelled_cases(folder: DatasetFolder) -> list[str]:
 def _narrowed(plans: Plans, config: str, recipe: Recipe) -> Plans:
     """Return the plans with the one configuration, as the recipe changes it."""
     configuration = apply_network(plans.configuration(config), recipe.network)
+    patch_size = scaled_patch(configuration, recipe.sampling.patch_fraction)
+    configuration = configuration.model_copy(update={"patch_size": patch_size})
     if configuration.previous_stage is not None:
         raise PlanError(
             f"configuration {config!r} is the second stage of a cascade, which this version does "

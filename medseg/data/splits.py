@@ -35,7 +35,7 @@ def make_splits(case_ids: Sequence[str], num_folds: int = NUM_FOLDS) -> list[Spl
 
     Examples:
         >>> [split.validation for split in make_splits(["a", "b", "c", "d", "e"])]
-        [('b',), ('e',), ('a',), ('d',), ('c',)]
+        [('a',), ('e',), ('d',), ('b',), ('c',)]
     """
     ids = np.array(sorted(case_ids))
     num_folds = min(num_folds, len(ids))

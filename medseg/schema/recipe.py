@@ -56,8 +56,8 @@ class SamplingRecipe(Schema):
     batch_size: PositiveInt | None = None
     """Patches per step; None takes the plans' decision."""
     patch_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Edge of the training patch as a share of the planned one, rounded to what the network's
-    strides allow; the inference tile keeps the planned size."""
+    """Edge of training patch and inference tile as a share of the planned one, rounded to what the
+    network's strides allow. (Both alike: instance norm sees other statistics in another size.)"""
 
 
 class AugmentationRecipe(Schema):

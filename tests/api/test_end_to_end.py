@@ -400,3 +400,20 @@ def test_best_weights_predict(workspace, recipe, prepared):
     case = [images / f"case_1_{channel:04d}.nii.gz" for channel in (0, 1)]
     result = medseg.load(run.bundle, device="cpu", checkpoint="best").predict(case)
     assert result.segmentation.shape == (21, 23, 16)
+
+
+def test_inference_tile_is_the_training_patch(workspace, recipe):
+    """A smaller patch is a smaller tile too: instance norm must see what it was trained on."""
+    options = {"recipe": recipe, "workspace": workspace, "iterations": 1}
+    whole = medseg.train("4", "3d_fullres", 0, **options)
+    part = medseg.train(
+        "4", "3d_fullres", 0, name="part", set={"sampling.patch_fraction": 0.5}, **options
+    )
+    sizes = [
+        medseg.load(run.bundle, device="cpu").bundle.configuration.patch_size
+        for run in (whole, part)
+    ]
+    strides = medseg.load(whole.bundle, device="cpu").bundle.configuration.architecture.strides
+    divisors = np.prod(strides, axis=0)
+    assert (np.array(sizes[1]) % divisors == 0).all()
+    assert np.prod(sizes[1]) < np.prod(sizes[0])
