@@ -45,7 +45,6 @@ def read_dataset(folder: Path) -> DatasetSpec:
         labels=labels,
         regions_class_order=regions_order,
         ignore_label=ignore,
-        file_ending=_file_ending(description, cases),
         cases=dict(sorted(cases.items())),
     )
     LabelScheme.from_spec(spec)
@@ -235,13 +234,6 @@ def _files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; the nnU-Net raw layout needs it.")
     return [path for path in sorted(folder.iterdir()) if path.name.endswith(ending)]
-
-
-def _file_ending(description: dict[str, Any], cases: dict[str, CaseFiles]) -> str:
-    if "file_ending" in description:
-        return str(description["file_ending"])
-    first = next(iter(cases.values()), None)
-    return split_ending(Path(first.channels[0]).name)[1] if first else ".nii.gz"
 
 
 def _check_files(folder: Path, spec: DatasetSpec) -> None:

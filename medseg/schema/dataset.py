@@ -11,9 +11,18 @@ class CaseFiles(Schema):
     """The files of one case."""
 
     channels: tuple[str, ...]
-    """One image file per channel, in the order of the dataset's channels."""
+    """Image files in the order of the dataset's channels: one per channel, or files that hold
+    several (RGB, or a fourth axis)."""
     segmentation: str | None = None
     """Label map on the grid of the channels; absent for unlabelled cases."""
+    group: str | None = None
+    """What must not be torn apart by a split, usually the patient; None: the case alone."""
+    fold: int | None = None
+    """Fold that validates on this case, where the dataset says so."""
+    stratum: str | None = None
+    """What every fold should hold its share of, such as the site; None: not asked for."""
+    annotated_labels: tuple[str, ...] | None = None
+    """Names of the labels drawn in this case; None: all. Where others lie is not known."""
 
 
 class DatasetSpec(Schema):
@@ -24,16 +33,17 @@ class DatasetSpec(Schema):
     name: str
     """Name of the source folder."""
     source: str = ""
-    """Folder the cases were read from; empty in a bundle."""
+    """Folder the files of the cases are relative to; empty in a bundle."""
+    description: str = ""
+    """File that described the dataset (dataset.json or a manifest); empty in a bundle."""
     channels: tuple[str, ...] = Field(min_length=1)
     """Channel names, in order; "CT" selects CT normalisation."""
     labels: dict[str, int | tuple[int, ...]]
-    """Label name -> integer value, or -> several values for a region; "background" is 0."""
+    """Label name -> value in the files, or -> several values for a region; any integers.
+    `LabelScheme` turns them into consecutive indices, "background" first, and back."""
     regions_class_order: tuple[int, ...] | None = None
     """With regions: the label value written for each region, in the order of `labels`."""
     ignore_label: int | None = None
     """Voxels with this value take part in neither loss nor metrics."""
-    file_ending: str = ".nii.gz"
-    """Ending of the image files, with the dot."""
     cases: dict[str, CaseFiles] = Field(default_factory=dict)
     """Case id -> files; empty in a bundle."""

@@ -11,7 +11,19 @@ from medseg.errors import ConfigError, PlanError, near_names
 from medseg.schema.base import FORMAT_VERSION, Schema, read_json, validate
 from medseg.schema.fingerprint import IntensityStatistics
 
-Normalization = Literal["zscore", "ct", "none", "rescale_0_1", "rgb_0_1"]
+Normalization = Literal["zscore", "ct", "quantitative", "none", "rescale_0_1", "rgb_0_1"]
+
+
+class LeftRight(Schema):
+    """Labels that come in a left and a right form, and what mirroring does about it."""
+
+    axis: int
+    """Network axis (of three) that runs between left and right."""
+    policy: Literal["swap", "forbid"]
+    """`swap`: mirrored along the axis, the two labels of each pair change places; `forbid`: never
+    mirrored along the axis."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Label names, left and right."""
 
 
 class Architecture(Schema):
@@ -78,6 +90,8 @@ class Plans(Schema):
     """Foreground intensity statistics of each channel (CT normalisation uses them)."""
     configurations: dict[str, Configuration]
     """Configuration name -> configuration."""
+    left_right: LeftRight | None = None
+    """Present where labels have sides."""
     why: tuple[str, ...] = ()
     """The reasons of the decisions, in words."""
 

@@ -53,7 +53,6 @@ def read_spec(dataset: dict[str, Any], name: str = "dataset") -> DatasetSpec:
         labels=labels,
         ignore_label=labels.get("ignore"),
         regions_class_order=dataset.get("regions_class_order"),
-        file_ending=dataset["file_ending"],
     )
 
 

@@ -93,7 +93,6 @@ def test_decathlon_layout_with_stacked_channels(raw, good):
     spec = read_dataset(raw)
     assert spec.labels == {"background": 0, "organ": 1, "lesion": 2}
     assert spec.cases["case_1"].channels == ("imagesTr/case_1.nii.gz",)
-    assert spec.file_ending == ".nii.gz"
     found, wanted = load_case(spec, "case_2"), load_case(read_dataset(good), "case_2")
     np.testing.assert_array_equal(found.channels, wanted.channels)
     np.testing.assert_array_equal(found.segmentation, wanted.segmentation)
