@@ -11,6 +11,9 @@ from scipy import ndimage
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
 
+_FEW = 0.02
+"""Share of zeros up to which holes are found by following the zeros instead of labelling."""
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -29,13 +32,43 @@ def nonzero_mask(channels: NDArray[Any]) -> NDArray[np.bool_]:
         nnU-Net: channels or-ed, then `scipy.ndimage.binary_fill_holes`; equal to it, but the
         background is labelled once inside the box instead of grown step by step.
     """
-    mask = np.zeros(channels.shape[1:], dtype=np.bool_)
-    for channel in channels:
+    mask: NDArray[np.bool_] = channels[0] != 0
+    for channel in channels[1:]:
         mask |= channel != 0
     inside = crop(mask, bounding_box(mask))
-    if not inside.all():
+    num_zeros = inside.size - np.count_nonzero(inside)
+    if num_zeros > _FEW * inside.size:
         inside |= _holes(inside)
+    elif num_zeros:
+        outside = _reached(inside)
+        inside[...] = True
+        inside[outside] = False
     return mask
+
+
+def _reached(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], ...]:
+    """Return the voxels of the background that reach a face of the array, spread step by step.
+
+    For scattered zeros, such as soft tissue of exactly 0 HU, where it is several times faster than
+    labelling everything.
+    """
+    left = np.zeros([length + 2 for length in mask.shape], dtype=np.bool_)
+    inner = tuple(slice(1, -1) for _ in mask.shape)
+    np.logical_not(mask, out=left[inner])
+    steps = [s * sign for s in (np.array(left.strides) // left.itemsize) for sign in (1, -1)]
+    flat = left.reshape(-1)
+    zeros = np.flatnonzero(flat)
+    where = np.unravel_index(zeros, left.shape)
+    edges = zip(where, mask.shape, strict=True)
+    is_edge = np.any([(w == 1) | (w == length) for w, length in edges], axis=0)
+    front, reached = zeros[is_edge], []
+    while len(front):
+        flat[front] = False
+        reached.append(front)
+        around = np.concatenate([front + step for step in steps])
+        front = np.unique(around[flat[around]])
+    found = np.unravel_index(np.concatenate([*reached, zeros[:0]]), left.shape)
+    return tuple(index - 1 for index in found)
 
 
 def _holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -71,6 +104,34 @@ def bounding_box(mask: NDArray[np.bool_]) -> Box:
             return tuple((0, length) for length in mask.shape)
         box.append((int(used[0]), int(used[-1]) + 1))
     return tuple(box)
+
+
+def nonzero_box(channels: NDArray[Any]) -> Box:
+    """Return the smallest box that holds every voxel that is not zero in any channel.
+
+    The same as `bounding_box(nonzero_mask(channels))`, but only the zeros around the box are
+    looked at.
+
+    Args:
+        channels: (C, *spatial) intensities.
+    """
+    box = [(0, length) for length in channels.shape[1:]]
+    for axis in range(len(box)):
+        start, stop = box[axis]
+        while start < stop and not _plane(channels, box, axis, start).any():
+            start += 1
+        if start == stop:
+            return tuple((0, length) for length in channels.shape[1:])
+        while not _plane(channels, box, axis, stop - 1).any():
+            stop -= 1
+        box[axis] = (start, stop)
+    return tuple(box)
+
+
+def _plane(channels: NDArray[Any], box: Box | list[tuple[int, int]], axis: int, at: int) -> Any:
+    """Return one plane across an axis, as far as it lies in the box."""
+    bounds = [*box[:axis], (at, at + 1), *box[axis + 1 :]]
+    return crop(channels, bounds)
 
 
 def crop(array: NDArray[Scalar], box: Sequence[tuple[int, int]]) -> NDArray[Scalar]:

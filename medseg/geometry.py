@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -122,6 +123,12 @@ def canonical_axes(affine: ArrayLike) -> tuple[Axes, Flips]:
         ((0, 1, 2), (True, True, False))
     """
     columns = np.asarray(affine, dtype=np.float64)[:3, :3]
+    return _canonical_axes(columns.tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _canonical_axes(columns_bytes: bytes) -> tuple[Axes, Flips]:
+    columns = np.frombuffer(columns_bytes, dtype=np.float64).reshape(3, 3)
     directions = columns / np.linalg.norm(columns, axis=0)
     best = list(_candidates(directions))
     traces = [float(np.trace(matrix)) for _, _, matrix in best]

@@ -154,10 +154,12 @@ def _resize_channel(
     across = tuple(axis for axis in range(array.ndim) if axis != separate)
     lowest = array.min(axis=across, keepdims=True)
     highest = array.max(axis=across, keepdims=True)
-    for axis in _shrinking_first(array.shape, shape):
-        if axis != separate:
-            array = _multiply(array, shape[axis], axis, order)
-    if separate is None or change <= 0:
+    axes = [axis for axis in _shrinking_first(array.shape, shape) if axis != separate]
+    fits = separate is None or change <= 0
+    for axis in axes:
+        into = result if fits and axis == axes[-1] else None
+        array = _multiply(array, shape[axis], axis, order, into)
+    if fits or separate is None:
         np.clip(array, lowest, highest, out=result)
         return
     array = np.clip(array, lowest, highest)
@@ -165,11 +167,16 @@ def _resize_channel(
 
 
 def _multiply(
-    array: NDArray[np.float32], length: int, axis: int, order: Literal[1, 3]
+    array: NDArray[np.float32],
+    length: int,
+    axis: int,
+    order: Literal[1, 3],
+    result: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """Resize one axis by products with the bands of its matrix."""
+    """Resize one axis by products with the bands of its matrix, into `result` if given."""
     before, now, after = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
-    result = np.empty((*before, length, *after), dtype=np.float32)
+    if result is None:
+        result = np.empty((*before, length, *after), dtype=np.float32)
     if math.prod(after) == 1:
         source, destination = array.reshape(-1, now), result.reshape(-1, length)
         for rows, columns, band in _bands(now, length, order):

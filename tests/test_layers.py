@@ -13,10 +13,10 @@ import medseg
 PACKAGE = Path(medseg.__file__).parent
 LAYERS = {
     0: ("errors",),
-    1: ("schema", "geometry", "execute"),
+    1: ("schema", "geometry", "values", "execute"),
     2: ("labels", "crop", "resample", "io", "models", "losses", "augment", "metrics", "mr"),
     3: ("data",),
-    4: ("preprocess", "plan"),
+    4: ("preprocess", "plan", "check"),
     5: ("infer", "interop"),
     6: ("evaluate", "train"),
     7: ("report",),

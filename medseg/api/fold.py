@@ -16,15 +16,16 @@ import torch
 
 from medseg.api.run_folder import FoldRecord, check_record, read_record
 from medseg.augment.pipeline import Augmenter
-from medseg.augment.settings import is_anisotropic, mirror_axes
+from medseg.augment.settings import Mirroring, is_anisotropic, mirroring
 from medseg.augment.streams import sample_seed
 from medseg.data.loader import Batch, batches
-from medseg.data.patches import PatchSampler
-from medseg.data.splits import Split
+from medseg.data.patches import PatchSampler, partial_annotations
+from medseg.data.splits import SPLIT_FILE, Split
 from medseg.data.store import CaseStore, Entry, digest
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import DatasetError
 from medseg.execute.progress import progress_bar
+from medseg.execute.resources import free_memory_bytes
 from medseg.labels import LabelScheme
 from medseg.losses.deep_supervision import build_loss
 from medseg.models.build import build_network
@@ -95,9 +96,15 @@ class FoldRun:
         return self.plans.configurations[self.config]
 
     @property
-    def mirror_axes(self) -> tuple[int, ...]:
-        """Return the network axes that may be mirrored."""
-        return mirror_axes(self.recipe.augmentation, self.configuration.num_dimensions)
+    def mirroring(self) -> Mirroring:
+        """Return what is mirrored, in training and prediction."""
+        patch_size = self.configuration.patch_size
+        return mirroring(
+            self.recipe.augmentation,
+            patch_size,
+            dummy_2d=is_anisotropic(patch_size),
+            left_right=self.plans.left_right,
+        )
 
 
 def train_fold(run: FoldRun, *, restart: bool, on_start: Callable[[], None]) -> None:
@@ -120,6 +127,7 @@ def train_fold(run: FoldRun, *, restart: bool, on_start: Callable[[], None]) -> 
     if restart:
         shutil.rmtree(run.fold_path, ignore_errors=True)
     write(run.fold_path / "run.json", record)
+    write(run.fold_path / SPLIT_FILE, run.split)
     checkpoints, journal = run.fold_path / "checkpoints", Journal(run.fold_path / "journal.jsonl")
     state = load_checkpoint(checkpoints)
     if state is not None:
@@ -204,7 +212,10 @@ def _put_together(
         patch_size,
         mask_channels=configuration.use_mask_for_norm,
         dummy_2d=is_anisotropic(patch_size),
+        mirroring=_said(run),
+        swaps=_swaps(run, labels),
     )
+    partial = partial_annotations(run.folder.spec(), labels)
     batch_dice = recipe.loss.batch_dice
     parts = Parts(
         network=network,
@@ -212,6 +223,7 @@ def _put_together(
             recipe.loss.name,
             batch_dice=configuration.batch_dice if batch_dice is None else batch_dice,
             has_regions=labels.has_regions,
+            is_partial=bool(partial),
         ),
         augmenter=augmenter,
         labels=labels,
@@ -228,6 +240,7 @@ def _put_together(
         foreground_fraction=recipe.sampling.foreground_fraction,
         structures=tuple(labels.foreground.values()),
         seed=seed,
+        partial=partial,
     )
     length = Length(
         num_iterations=record.planned_iterations,
@@ -235,6 +248,25 @@ def _put_together(
         started=run.started,
     )
     return Trainer(recipe, parts, length), sampler
+
+
+def _swaps(run: FoldRun, labels: LabelScheme) -> tuple[tuple[int, int], ...]:
+    """Return the label indices that change places where mirroring exchanges left and right."""
+    sides = run.plans.left_right
+    return () if sides is None or sides.policy == "forbid" else labels.channel_pairs(sides.pairs)
+
+
+def _said(run: FoldRun) -> Mirroring:
+    """Return what is mirrored; a wish of the recipe that is not granted is said aloud."""
+    asked = set(run.recipe.augmentation.mirror_axes or ())
+    refused = sorted(asked - set(run.mirroring.axes))
+    if refused and run.recipe.augmentation.backend != "none":
+        logger.warning(
+            "augmentation.mirror_axes has %s, but the plans forbid it: labels have a left and a "
+            "right form. Not mirrored; left_right in the plans says otherwise.",
+            ", ".join(map(str, refused)),
+        )
+    return run.mirroring
 
 
 def _seed(seed: int, fold: str) -> int:
@@ -261,16 +293,6 @@ def _entries(run: FoldRun) -> dict[str, Entry]:
         return {case: entry.loaded() for case, entry in entries.items()}
     logger.info("preprocessed cases (%.1f GB) stay on disk", needed / 1e9)
     return entries
-
-
-def free_memory_bytes() -> float:
-    """Return the memory this process may still take, as far as the system tells."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            rows = dict(line.split(":", 1) for line in file)
-        return float(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 4e9
 
 
 def _validation_batches(

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from medseg.data.case import case_paths, load_case
-from medseg.data.dataset import read_dataset
-from medseg.data.store import CaseStore, digest, hash_files
+from medseg.api.planning import Request, settle_plans
+from medseg.api.survey import Survey, survey
+from medseg.data.case import load_case
+from medseg.data.dataset import scan_dataset
+from medseg.data.splits import settle_splits
+from medseg.data.store import CaseStore, digest
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
 from medseg.errors import DatasetError, MedsegError, PlanError
 from medseg.execute.local import map_cases
 from medseg.execute.progress import progress_bar
-from medseg.plan.fingerprint import CaseStatistics, case_fingerprint, pool, samples_per_case
-from medseg.plan.planner import make_plans
-from medseg.plan.presets import get_preset
+from medseg.labels import LabelScheme
 from medseg.preprocess.pipeline import parameters, preprocess_case
 from medseg.schema.base import write
+from medseg.schema.check import CaseFacts
 from medseg.schema.dataset import DatasetSpec
-from medseg.schema.fingerprint import Fingerprint
-from medseg.schema.plans import Configuration, Plans
+from medseg.schema.fingerprint import CaseFingerprint, Fingerprint
+from medseg.schema.plans import Configuration, Plans, write_plans
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +34,16 @@ _MAX_LISTED = 30
 def fingerprint(
     dataset: str | Path,
     *,
+    skip_bad: bool = False,
     workspace: str | Path = DEFAULT_WORKSPACE,
     workers: int | None = None,
     progress: bool = False,
 ) -> Fingerprint:
-    """Check every case of a dataset and write its `dataset.json` and `fingerprint.json`.
+    """Check and measure every case; write `dataset.json`, `check.json` and `fingerprint.json`.
 
     Args:
         dataset: Path of raw data, or a name or number in the workspace.
+        skip_bad: Leave out cases with errors, on record in `check.json`.
         workspace: Folder that holds what medseg makes.
         workers: Processes; None uses the processors there are.
         progress: Show a progress bar on standard error.
@@ -47,9 +51,11 @@ def fingerprint(
     Raises:
         DatasetError: With every problem of every case; nothing is written then.
     """
-    folder, spec, result = _measure(dataset, workspace, workers, progress)
-    write(folder.spec_path, spec)
-    write(folder.fingerprint_path, result)
+    folder, found = _survey(
+        dataset, workspace, skip_bad=skip_bad, exact=True, workers=workers, progress=progress
+    )
+    result = found.fingerprint()
+    _save(folder, found, result)
     return result
 
 
@@ -59,30 +65,31 @@ def plan(
     plans: str = "nnunet",
     gpu_memory: str | float | None = None,
     target_spacing: Sequence[float] | None = None,
+    from_bundle: str | Path | None = None,
+    replan: bool = False,
     workspace: str | Path = DEFAULT_WORKSPACE,
 ) -> Plans:
-    """Plan from a fingerprint and write `plans/PLANS.json`.
+    """Plan from a fingerprint and write `plans/PLANS.json`; plans that are there are kept.
 
     Args:
         dataset: Path of raw data, or a name or number in the workspace.
-        plans: Preset: nnunet, resenc_m, resenc_l or resenc_xl.
+        plans: Preset: nnunet, resenc_m, resenc_l, resenc_xl or cpu; or own plans that are there.
         gpu_memory: Memory the training may take, such as "16GB"; None takes the preset's.
         target_spacing: Spacing of the full-resolution configurations in mm, canonical I, J, K.
+        from_bundle: Model whose plans are taken over, for fine-tuning.
+        replan: Replace plans that are there.
         workspace: Folder that holds what medseg makes.
 
     Raises:
         DatasetError: If there is no fingerprint.
-        PlanError: If nothing fits.
+        PlanError: If nothing fits, or plans that are there were made with other options.
     """
+    request = _request(plans, gpu_memory, target_spacing, from_bundle, replan)
     folder, _ = Workspace(Path(workspace)).find(dataset)
-    result = make_plans(
-        folder.fingerprint(),
-        folder.spec(),
-        name=plans,
-        gpu_memory_gb=_gigabytes(gpu_memory),
-        target_spacing=None if target_spacing is None else tuple(target_spacing),
-    )
-    write(folder.plans_path(plans), result)
+    request.check(folder)
+    result, messages = settle_plans(folder, folder.spec(), folder.fingerprint(), request)
+    _tell(messages)
+    write_plans(folder.plans_path(plans), result)
     return result
 
 
@@ -128,17 +135,13 @@ def preprocess(
         PlanError: If the plans lack a configuration.
     """
     folder, _ = Workspace(Path(workspace)).find(dataset)
-    spec, resolved = folder.spec(), folder.plans(plans)
-    names = list(configurations or resolved.configurations)
-    chosen = {name: resolved.configuration(name) for name in names}
-    counts = {}
-    for name, configuration in chosen.items():
-        function = partial(_store_case, spec, resolved, configuration, folder)
-        keys = dict(_map(function, spec, f"preprocess {name}", workers, progress))
-        made_with = digest(parameters(resolved, configuration))
-        CaseStore(folder.store_path).write_index(f"{plans}__{name}", keys, made_with)
-        counts[name] = len(keys)
-    return counts
+    resolved = folder.plans(plans)
+    chosen = _chosen(resolved, configurations)
+    found = survey(folder, folder.spec(), exact=False, workers=workers, progress=progress)
+    found.require_usable()
+    if found.looked_at:
+        found.save(folder)
+    return _fill_store(folder, found, resolved, chosen, workers=workers, progress=progress)
 
 
 def plan_and_preprocess(  # noqa: PLR0913 - one option of the command each
@@ -148,6 +151,9 @@ def plan_and_preprocess(  # noqa: PLR0913 - one option of the command each
     plans: str = "nnunet",
     gpu_memory: str | float | None = None,
     target_spacing: Sequence[float] | None = None,
+    from_bundle: str | Path | None = None,
+    replan: bool = False,
+    skip_bad: bool = False,
     workspace: str | Path = DEFAULT_WORKSPACE,
     workers: int | None = None,
     progress: bool = False,
@@ -155,45 +161,101 @@ def plan_and_preprocess(  # noqa: PLR0913 - one option of the command each
     """Check, fingerprint, plan and preprocess a dataset.
 
     Arguments, errors and results are those of `fingerprint`, `plan` and `preprocess`; nothing is
-    written before all cases are checked and the plans hold every configuration asked for.
+    written before all cases are checked and the plans hold every configuration asked for. Plans
+    and splits that are there are kept unless `replan`; files that did not change are not read
+    again.
     """
-    get_preset(plans)
-    memory = _gigabytes(gpu_memory)
-    folder, spec, measured = _measure(dataset, workspace, workers, progress)
-    spacing = None if target_spacing is None else tuple(target_spacing)
-    result = make_plans(measured, spec, name=plans, gpu_memory_gb=memory, target_spacing=spacing)
-    for name in configurations or ():
-        result.configuration(name)
-    write(folder.spec_path, spec)
-    write(folder.fingerprint_path, measured)
-    write(folder.plans_path(plans), result)
-    preprocess(
-        dataset,
-        configurations=configurations,
-        plans=plans,
-        workspace=workspace,
-        workers=workers,
-        progress=progress,
+    request = _request(plans, gpu_memory, target_spacing, from_bundle, replan)
+    folder, _ = Workspace(Path(workspace)).find(dataset)
+    request.check(folder)
+    is_new = replan or not folder.plans_path(plans).is_file()
+    folder, found = _survey(
+        dataset, workspace, skip_bad=skip_bad, exact=is_new, workers=workers, progress=progress
     )
+    measured = found.fingerprint()
+    result, messages = settle_plans(folder, found.spec, measured, request)
+    chosen = _chosen(result, configurations)
+    _, told = settle_splits(folder.splits_path, found.spec)
+    _save(folder, found, measured)
+    if is_new:
+        write_plans(folder.plans_path(plans), result)
+    _tell((*messages, *told))
+    _fill_store(folder, found, result, chosen, workers=workers, progress=progress)
     return result
 
 
-def _measure(
-    dataset: str | Path, workspace: str | Path, workers: int | None, progress: bool
-) -> tuple[DatasetFolder, DatasetSpec, Fingerprint]:
-    """Read and check every case; write nothing."""
+def _request(
+    plans: str,
+    gpu_memory: str | float | None,
+    target_spacing: Sequence[float] | None,
+    from_bundle: str | Path | None,
+    replan: bool,
+) -> Request:
+    return Request(
+        name=plans,
+        gpu_memory_gb=gigabytes(gpu_memory),
+        target_spacing=None if target_spacing is None else tuple(map(float, target_spacing)),
+        bundle=None if from_bundle is None else Path(from_bundle),
+        replan=replan,
+    )
+
+
+def _survey(
+    dataset: str | Path,
+    workspace: str | Path,
+    *,
+    skip_bad: bool,
+    exact: bool,
+    workers: int | None,
+    progress: bool,
+) -> tuple[DatasetFolder, Survey]:
+    """Look at every case; write nothing."""
     folder, source = Workspace(Path(workspace)).find(dataset)
-    spec = read_dataset(source if source is not None else Path(folder.spec().source))
-    function = partial(_sample_case, spec, samples_per_case(len(spec.cases)))
-    samples = dict(_map(function, spec, "fingerprint", workers, progress))
-    return folder, spec, pool({case: samples[case] for case in spec.cases})
+    spec, problems = scan_dataset(source if source is not None else described_by(folder.spec()))
+    found = survey(folder, spec, problems=problems, exact=exact, workers=workers, progress=progress)
+    if skip_bad:
+        found = found.without_bad()
+        if skipped := found.report.skipped:
+            logger.warning(
+                "%d of %d cases are left out for their errors (see check.json): %s",
+                len(skipped), len(spec.cases), ", ".join(skipped[:10]),
+            )  # fmt: skip
+    found.require_usable()
+    warnings = sum(len(facts.problems) - len(facts.errors) for facts in found.report.cases.values())
+    warnings += len(found.report.problems)
+    if found.looked_at and warnings:
+        logger.warning(
+            "%d warning%s about the data: 'medseg dataset check %s' shows %s",
+            warnings, "s" * (warnings > 1), dataset, "them" if warnings > 1 else "it",
+        )  # fmt: skip
+    return folder, found
 
 
-def _gigabytes(memory: str | float | None) -> float | None:
+def described_by(spec: DatasetSpec) -> Path:
+    """Return the path a dataset is read from again."""
+    return Path(spec.description or spec.source)
+
+
+def _save(folder: DatasetFolder, found: Survey, measured: Fingerprint) -> None:
+    write(folder.spec_path, found.spec)
+    found.save(folder)
+    write(folder.fingerprint_path, measured)
+
+
+def _tell(messages: Sequence[str]) -> None:
+    for message in messages:
+        logger.warning("%s", message)
+
+
+def _chosen(plans: Plans, names: Sequence[str] | None) -> dict[str, Configuration]:
+    return {name: plans.configuration(name) for name in names or plans.configurations}
+
+
+def gigabytes(memory: str | float | None) -> float | None:
     """Return "16GB", "16" or 16 as a number.
 
     Examples:
-        >>> _gigabytes("16GB"), _gigabytes(8)
+        >>> gigabytes("16GB"), gigabytes(8)
         (16.0, 8.0)
     """
     if memory is None:
@@ -203,16 +265,71 @@ def _gigabytes(memory: str | float | None) -> float | None:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise PlanError(f"gpu memory is {memory!r}; expected a size such as 8GB or 24GB.")
     return value
 
 
-def _sample_case(spec: DatasetSpec, num_samples: int, case_id: str) -> CaseStatistics:
-    case = load_case(spec, case_id)
-    return case_fingerprint(
-        case.channels, case.grid.affine, case.segmentation, num_samples=num_samples
+def _fill_store(
+    folder: DatasetFolder,
+    found: Survey,
+    plans: Plans,
+    chosen: Mapping[str, Configuration],
+    *,
+    workers: int | None,
+    progress: bool,
+) -> dict[str, int]:
+    """Preprocess what the store lacks and write the index of each configuration."""
+    store = CaseStore(folder.store_path)
+    store.sweep()
+    labels = LabelScheme.from_spec(found.spec)
+    for name, configuration in chosen.items():
+        facts = found.report.cases
+        keys = {
+            case: entry_key(facts[case], labels, plans, configuration) for case in found.spec.cases
+        }
+        missing = {case: key for case, key in keys.items() if not store.has(key)}
+        needs = {case: _need(facts[case], plans, configuration) for case in missing}
+        function = partial(_store_case, found.spec, plans, configuration, folder, missing)
+        _map(function, needs, f"preprocess {name}", workers, progress)
+        store.write_index(f"{plans.name}__{name}", keys, digest(parameters(plans, configuration)))
+    return dict.fromkeys(chosen, len(found.spec.cases))
+
+
+def entry_key(
+    facts: CaseFacts, labels: LabelScheme, plans: Plans, configuration: Configuration
+) -> str:
+    """Return the key of a case's entry: a hash of its files' content and of what is done to it.
+
+    The spacing counts as it is for this case (slices of a 2D configuration keep their distance),
+    so that configurations which do the same to a case share its entry.
+    """
+    done = parameters(plans, configuration)
+    if facts.fingerprint is not None:
+        own = [facts.fingerprint.spacing[axis] for axis in plans.network_axes]
+        done["spacing"] = (*own[: 3 - len(configuration.spacing)], *configuration.spacing)
+    return digest([facts.content, labels.values, labels.ignore_label, done])
+
+
+def _need(facts: CaseFacts, plans: Plans, configuration: Configuration) -> int:
+    """Return roughly the memory in bytes that preprocessing a case takes."""
+    case = facts.fingerprint
+    if case is None:
+        return 0
+    return (
+        4
+        * len(facts.channels)
+        * (3 * math.prod(case.shape) + 2 * _resized(case, plans, configuration))
     )
+
+
+def _resized(case: CaseFingerprint, plans: Plans, configuration: Configuration) -> int:
+    lead = 3 - len(configuration.spacing)
+    axes = plans.network_axes[lead:]
+    voxels = float(math.prod(case.shape_cropped))
+    for axis, target in zip(axes, configuration.spacing, strict=True):
+        voxels *= case.spacing[axis] / target
+    return int(voxels)
 
 
 def _store_case(
@@ -220,14 +337,12 @@ def _store_case(
     plans: Plans,
     configuration: Configuration,
     folder: DatasetFolder,
+    keys: Mapping[str, str],
     case_id: str,
-) -> str:
+) -> None:
     store = CaseStore(folder.store_path)
-    channels, segmentation = case_paths(spec, case_id)
-    content = hash_files([*channels, *([segmentation] if segmentation else [])])
-    key = digest([content, spec.ignore_label, parameters(plans, configuration)])
-    if store.has(key):
-        return key
+    if store.has(keys[case_id]):  # another run was faster
+        return
     case = load_case(spec, case_id)
     if case.segmentation is None:
         raise DatasetError(f"case {case_id!r}: no segmentation. Training cases need one.")
@@ -240,42 +355,34 @@ def _store_case(
     )
     if prepared.segmentation is None:  # pragma: no cover - a segmentation went in
         raise DatasetError(f"case {case_id!r}: its segmentation was lost in preprocessing.")
-    chunk = (1,) * (3 - configuration.num_dimensions) + configuration.patch_size
     store.put(
-        key,
+        keys[case_id],
         image=prepared.image,
         segmentation=prepared.segmentation,
         outside=prepared.outside,
         record=prepared.record,
-        chunk=chunk,
-        ignore_label=spec.ignore_label,
+        chunk=(1,) * (3 - configuration.num_dimensions) + configuration.patch_size,
+        ignore_label=LabelScheme.from_spec(spec).ignore_index,
     )
-    return key
 
 
 def _map(
-    function: Any, spec: DatasetSpec, title: str, workers: int | None, progress: bool
-) -> list[tuple[str, Any]]:
-    """Map over all cases; all problems are raised as one error."""
-    values, problems = [], []
-    with progress_bar(len(spec.cases), title, shown=progress) as bar:
-        for outcome in map_cases(function, list(spec.cases), workers=workers):
-            if outcome.error is None:
-                values.append((outcome.item, outcome.value))
-            else:
+    function: partial[None],
+    needs: Mapping[str, int],
+    title: str,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Map over cases; all problems are raised as one error, the finished cases are kept."""
+    problems: list[tuple[str, MedsegError]] = []
+    with progress_bar(len(needs), title, shown=progress and len(needs) > 0) as bar:
+        for outcome in map_cases(function, list(needs), workers=workers, needs=needs):
+            if outcome.error is not None:
                 problems.append((outcome.item, outcome.error))
             bar.update()
     if problems:
-        kept = "the others are kept" if title.startswith("preprocess") else "nothing was written"
-        raise _all_problems(spec, sorted(problems, key=lambda item: item[0]), kept)
-    return values
-
-
-def _all_problems(
-    spec: DatasetSpec, problems: list[tuple[str, MedsegError]], kept: str
-) -> DatasetError:
-    lines = [f"  case {case!r}: {error}" for case, error in problems[:_MAX_LISTED]]
-    if len(problems) > _MAX_LISTED:
-        lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
-    count = f"{len(problems)} of {len(spec.cases)} cases cannot be used"
-    return DatasetError("\n".join([f"dataset {spec.name!r}: {count}; {kept}", *lines]))
+        lines = [f"  case {case!r}: {error}" for case, error in sorted(problems)[:_MAX_LISTED]]
+        if len(problems) > _MAX_LISTED:
+            lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
+        count = f"{len(problems)} of {len(needs)} cases could not be preprocessed"
+        raise DatasetError("\n".join([f"{title}: {count}; the others are kept", *lines]))

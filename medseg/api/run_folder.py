@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.api.recipes import format_recipe
+from medseg.data.splits import SPLIT_FILE, Split
 from medseg.errors import ConfigError
 from medseg.schema.base import FORMAT_VERSION, Schema, format_json, read, write_json, write_text
 from medseg.schema.dataset import DatasetSpec
@@ -82,6 +83,12 @@ def read_record(fold_path: Path) -> FoldRecord | None:
     return read(FoldRecord, path) if path.is_file() else None
 
 
+def read_split(fold_path: Path) -> Split | None:
+    """Return the cases a fold was started with; None if it was not."""
+    path = fold_path / SPLIT_FILE
+    return read(Split, path) if path.is_file() else None
+
+
 def check_record(fold_path: Path, **asked: Any) -> None:
     """Check that what is asked for now is what a started fold was started with.
 
@@ -115,7 +122,7 @@ def check_record(fold_path: Path, **asked: Any) -> None:
 
 def _claims(recipe: Recipe, plans: Plans, spec: DatasetSpec) -> dict[str, str]:
     """Return file name -> content of everything that all folds of a run share."""
-    bare = spec.model_copy(update={"cases": {}, "source": ""})
+    bare = spec.model_copy(update={"cases": {}, "source": "", "description": ""})
     return {
         "recipe.yaml": format_recipe(recipe),
         "plans.json": format_json(plans.model_dump(mode="json")) + "\n",

@@ -14,11 +14,11 @@ from typing import Any
 
 from medseg.api.fold import FoldRun, RequestedLength, train_fold
 from medseg.api.recipes import read_recipe
-from medseg.api.run_folder import check_run, claim_run
+from medseg.api.run_folder import check_run, claim_run, read_split
 from medseg.api.validation import validate_fold, write_run_bundle
-from medseg.data.splits import Split, make_splits, read_or_make_splits
+from medseg.data.splits import Split, make_splits, propose_splits, settle_splits
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
-from medseg.errors import BundleError, ConfigError, PlanError
+from medseg.errors import BundleError, ConfigError, DatasetError, PlanError
 from medseg.schema.metrics import Metrics
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.recipe import NetworkRecipe, Recipe
@@ -96,7 +96,10 @@ def train(  # noqa: PLR0913 - one option of the command each
     narrowed = _narrowed(folder.plans(plans), config, resolved)
     check_run(path, resolved, narrowed, folder.spec())
     metrics = {}
-    for number, (fold_name, split) in enumerate(_splits(folder, fold).items()):
+    splits = _splits(folder, fold)
+    if not restart:
+        splits = {name: _kept(path / name, new, folder) for name, new in splits.items()}
+    for number, (fold_name, split) in enumerate(splits.items()):
         run = FoldRun(
             folder=folder,
             plans=narrowed,
@@ -215,11 +218,14 @@ def parse_duration(duration: str | float) -> float:
 
 def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
     """Return fold name -> split for 0..N-1, "all" or "cv"."""
-    cases = _labelled_cases(folder)
+    spec = folder.spec()
+    cases = [case for case, files in spec.cases.items() if files.segmentation]
     if str(fold) == "all":
         return {"all": Split(train=tuple(sorted(cases)), validation=())}
-    is_new = not folder.splits_path.exists()
-    splits = make_splits(cases) if is_new else read_or_make_splits(folder.splits_path, cases)
+    settled = propose_splits(folder.splits_path, spec)
+    for message in settled.messages:
+        logger.warning("%s", message)
+    splits = settled.splits or make_splits(cases)
     named = {f"fold_{number}": split for number, split in enumerate(splits)}
     text = str(fold).removeprefix("fold_")
     name = f"fold_{int(text)}" if text.isdigit() else text
@@ -231,8 +237,24 @@ def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
     return named if name == "cv" else {name: named[name]}
 
 
-def _labelled_cases(folder: DatasetFolder) -> list[str]:
-    return [case for case, files in folder.spec().cases.items() if files.segmentation]
+def _kept(fold_path: Path, split: Split, folder: DatasetFolder) -> Split:
+    """Return the split a fold was started with; `split` for a new one.
+
+    Raises:
+        DatasetError: If a case of an unfinished fold is gone.
+    """
+    stored = read_split(fold_path)
+    if stored is None:
+        return split
+    known = folder.spec().cases
+    gone = [case for case in (*stored.train, *stored.validation) if case not in known]
+    if gone and not (fold_path / "weights" / "final.safetensors").is_file():
+        raise DatasetError(
+            f"{fold_path}: started with {len(gone)} case{'s' * (len(gone) > 1)} the dataset no "
+            f"longer has ({', '.join(gone[:5])}). Bring them back, or train the fold anew with "
+            "--restart."
+        )
+    return stored
 
 
 def _narrowed(plans: Plans, config: str, recipe: Recipe) -> Plans:
@@ -251,5 +273,5 @@ def _narrowed(plans: Plans, config: str, recipe: Recipe) -> Plans:
 def _claim(run: FoldRun) -> None:
     """Write what a new run is, and the splits of a new dataset."""
     if run.split.validation:
-        read_or_make_splits(run.folder.splits_path, _labelled_cases(run.folder))
+        settle_splits(run.folder.splits_path, run.folder.spec())
     claim_run(run.path, run.recipe, run.plans, run.folder.spec())

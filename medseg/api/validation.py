@@ -14,6 +14,7 @@ from medseg.execute.progress import progress_bar
 from medseg.infer.bundle import write_bundle
 from medseg.infer.model import CaseError, load
 from medseg.io.read import split_ending
+from medseg.io.write import output_ending
 from medseg.labels import LabelScheme
 from medseg.schema.base import read, write
 from medseg.schema.bundle import Semantics
@@ -45,7 +46,9 @@ def write_run_bundle(run: FoldRun) -> Path:
         configuration=run.config,
         weights=weights,
         semantics=Semantics(
-            activation="sigmoid" if has_regions else "softmax", mirror_axes=run.mirror_axes
+            activation="sigmoid" if has_regions else "softmax",
+            mirror_axes=run.mirroring.axes,
+            swap_axes=run.mirroring.swap_axes,
         ),
         recipe=run.recipe_name,
     )
@@ -75,7 +78,8 @@ def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
         for case, result in zip(cases, predicted, strict=True):
             if isinstance(result, CaseError):
                 raise BundleError(f"validation of case {case!r} failed: {result.message}")
-            prediction = folder / f"{case}{split_ending(channels[case][0].name)[1]}"
+            ending = output_ending(split_ending(channels[case][0].name)[1])
+            prediction = folder / f"{case}{ending}"
             result.save(prediction)
             reference = case_paths(spec, case)[1]
             if reference is not None:

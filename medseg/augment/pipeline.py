@@ -13,6 +13,7 @@ from torch import Tensor
 from medseg.augment import spatial
 from medseg.augment.intensity import ChannelDraw, draw_channels, transform_channel
 from medseg.augment.settings import (
+    Mirroring,
     check_recipe,
     intensity_settings,
     mirror_axes,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Tensors = Tensor | Sequence[Tensor]
 
+_LABEL_BITS = 20
+"""Labels are below 2 to this power, as the resampling of labels demands."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleDraw:
@@ -38,6 +42,8 @@ class SampleDraw:
     """Intensity transforms of each channel."""
     mirrored: tuple[int, ...]
     """Axes that are reversed."""
+    swaps_sides: bool
+    """Whether that exchanges left and right labels."""
     noise_seed: int
     """Seed of the noise."""
 
@@ -55,6 +61,8 @@ class Augmenter:
         mask_channels: For each channel, whether voxels outside are set to 0 in the end (not with
             the backend `none`).
         dummy_2d: Deform in the plane of the last two axes only, all slices alike.
+        mirroring: Which axes may be mirrored; None: those of the recipe.
+        swaps: Pairs of labels that change places where mirroring exchanges left and right.
 
     Attributes:
         source_size: Size of the patch to cut, so that no deformation reads beyond it. Along each
@@ -74,6 +82,8 @@ class Augmenter:
         *,
         mask_channels: Sequence[bool],
         dummy_2d: bool,
+        mirroring: Mirroring | None = None,
+        swaps: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.patch_size = tuple(patch_size)
         num_axes = len(self.patch_size)
@@ -82,7 +92,9 @@ class Augmenter:
         check_recipe(recipe, num_axes)
         self.backend = recipe.backend
         self.mask_channels = tuple(mask_channels)
-        self.mirror_axes = mirror_axes(recipe, num_axes)
+        self.mirroring = mirroring or Mirroring(axes=mirror_axes(recipe, num_axes))
+        self.swaps = tuple(swaps)
+        self._tables: dict[tuple[torch.device, bool], Tensor] = {}
         self.spatial = spatial_settings(recipe, self.patch_size, dummy_2d=dummy_2d)
         self.intensity = intensity_settings(recipe)
         self.kept_axes = (0,) if dummy_2d else ()
@@ -98,17 +110,27 @@ class Augmenter:
             return self.source_size
         return self._read_size(self.draw(seed).deformation)
 
+    def swaps_sides(self, seed: int) -> bool:
+        """Return whether left and right labels change places in the sample with this seed."""
+        if not (self.swaps and self.mirroring.swap_axes):
+            return False
+        if self.backend == "batchgenerators":
+            return self._reference.swaps_sides(seed)
+        return self.draw(seed).swaps_sides
+
     def draw(self, seed: int) -> SampleDraw:
         """Draw everything that happens to the sample with this seed (backend `torch`)."""
         rng = stream(seed)
         num_axes = len(self.patch_size)
         deformation = spatial.draw_deformation(self.spatial, rng)
         flips = rng.random(num_axes).tolist()
+        mirrored = tuple(axis for axis in self.mirroring.axes if flips[axis] < 0.5)
         noise_seed = draw_field_seed(rng)
         return SampleDraw(
             deformation=deformation,
             channels=draw_channels(self.intensity, len(self.mask_channels), num_axes, rng),
-            mirrored=tuple(axis for axis in self.mirror_axes if flips[axis] < 0.5),
+            mirrored=mirrored,
+            swaps_sides=self.mirroring.exchanges(mirrored),
             noise_seed=noise_seed,
         )
 
@@ -156,6 +178,8 @@ class Augmenter:
         if self.backend == "batchgenerators":
             source = _cut(image, segmentation, outside, self.source_size)
             image, segmentation, outside = self._reference(*source, seed=seed)
+            if self.swaps_sides(seed):
+                segmentation = self._swapped(segmentation)
             return image.unbind(), segmentation, outside
         draw = self.draw(seed)
         size = self._read_size(draw.deformation)
@@ -173,7 +197,18 @@ class Augmenter:
             channels = [mirror(channel, draw.mirrored) for channel in channels]
             segmentation = mirror(segmentation, draw.mirrored)
             outside = None if outside is None else mirror(outside, draw.mirrored)
+        if draw.swaps_sides and self.swaps:
+            segmentation = self._swapped(segmentation)
         return channels, segmentation, outside
+
+    def _swapped(self, segmentation: Tensor) -> Tensor:
+        """Return the labels with those of each pair exchanged, through a table on the device."""
+        key = segmentation.device, segmentation.dtype == torch.uint8
+        if key not in self._tables:
+            self._tables[key] = _swap_table(self.swaps, segmentation)
+        places = segmentation.reshape(-1).int()
+        swapped = self._tables[key].index_select(0, places).reshape(segmentation.shape)
+        return swapped.to(segmentation.dtype)
 
     def _transform_channels(self, image: Tensor, draw: SampleDraw) -> list[Tensor]:
         is_noisy = any(change.noise_std is not None for change in draw.channels)
@@ -190,7 +225,7 @@ class Augmenter:
         return ReferenceTransform(
             self.spatial,
             self.intensity,
-            mirror_axes=self.mirror_axes,
+            mirroring=self.mirroring,
             num_sliced=len(self.kept_axes),
         )
 
@@ -229,6 +264,20 @@ class Augmenter:
             raise ValueError(
                 f"a segmentation has shape {tuple(segmentations[0].shape)}, its image {shape[1:]}"
             )
+
+
+def _swap_table(swaps: Sequence[tuple[int, int]], labels: Tensor) -> Tensor:
+    """Return what becomes of each label; made on the device, so that nothing waits for it.
+
+    Its type is uint8 for such labels, otherwise int32: torch does not look up all others.
+    """
+    dtype = torch.uint8 if labels.dtype == torch.uint8 else torch.int32
+    count = 1 << (8 if dtype == torch.uint8 else _LABEL_BITS)
+    table = torch.arange(count, dtype=dtype, device=labels.device)
+    for first, second in swaps:
+        table[first] = second
+        table[second] = first
+    return table
 
 
 def _cut(

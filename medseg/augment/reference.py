@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from medseg.augment import intensity
 from medseg.augment.intensity import IntensitySettings
+from medseg.augment.settings import Mirroring
 from medseg.augment.spatial import SpatialSettings
 from medseg.augment.streams import stream
 from medseg.augment.warp import decode, encode
@@ -49,7 +50,7 @@ class ReferenceTransform:
     Args:
         spatial: What may happen to the patch.
         intensity: The chance of each intensity transform.
-        mirror_axes: Axes that may be mirrored.
+        mirroring: Axes that may be mirrored.
         num_sliced: 1 if the first axis is left alone by deformations and low resolutions, else 0.
     """
 
@@ -58,14 +59,16 @@ class ReferenceTransform:
         spatial: SpatialSettings,
         intensity: IntensitySettings,
         *,
-        mirror_axes: Sequence[int],
+        mirroring: Mirroring,
         num_sliced: int = 0,
     ) -> None:
         self._patch_size = spatial.patch_size
         self._num_sliced = num_sliced
         self._spatial = spatial_transform(spatial)
         self._intensity = intensity_transforms(intensity, kept_axes=tuple(range(num_sliced)))
-        self._mirror = MirrorTransform(axes=tuple(mirror_axes)) if mirror_axes else None
+        others = tuple(axis for axis in mirroring.axes if axis not in mirroring.swap_axes)
+        self._mirror = MirrorTransform(axes=others) if others else None
+        self._mirroring = mirroring
 
     def __call__(
         self, image: Tensor, segmentation: Tensor, outside: Tensor | None, *, seed: int
@@ -94,6 +97,8 @@ class ReferenceTransform:
             sample = self._intensity(**sample)
             if self._mirror is not None:
                 sample = self._mirror(**sample)
+        dims = tuple(axis + 2 for axis in self._swap_axes(seed))
+        sample = {key: np.flip(value, dims) for key, value in sample.items()}
         result = torch.from_numpy(np.ascontiguousarray(sample["data"][0], dtype=np.float32))
         labels, mask = decode(torch.from_numpy(sample["seg"][0, 0].round().astype(np.int32)))
         return (
@@ -101,6 +106,19 @@ class ReferenceTransform:
             labels.to(segmentation),
             None if outside is None else mask.to(outside),
         )
+
+    def swaps_sides(self, seed: int) -> bool:
+        """Return whether the sample with this seed is mirrored so that left becomes right."""
+        return self._mirroring.exchanges(self._swap_axes(seed))
+
+    def _swap_axes(self, seed: int) -> tuple[int, ...]:
+        """Return the mirrored ones of the axes that exchange left and right.
+
+        The library does not tell what it mirrored, so these are drawn here.
+        """
+        axes = self._mirroring.swap_axes
+        flips = stream(seed).random(len(axes))
+        return tuple(axis for axis, flip in zip(axes, flips, strict=True) if flip < 0.5)
 
 
 def spatial_transform(settings: SpatialSettings) -> Any:

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medseg.augment.intensity import IntensitySettings
 from medseg.augment.spatial import SpatialSettings
 from medseg.errors import ConfigError
+from medseg.schema.plans import LeftRight
 from medseg.schema.recipe import AugmentationRecipe
 
 _ANISOTROPIC = 3.0
 _ELONGATED = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirroring:
+    """What is mirrored, in training and in test-time augmentation alike."""
+
+    axes: tuple[int, ...]
+    """Axes of the patch that may be mirrored."""
+    swap_axes: tuple[int, ...] = ()
+    """Those of them whose mirroring exchanges left and right labels."""
+
+    def exchanges(self, mirrored: Sequence[int]) -> bool:
+        """Return whether mirroring these axes, all of them, exchanges left and right labels.
+
+        Examples:
+            >>> mirroring = Mirroring(axes=(0, 1, 2), swap_axes=(1, 2))
+            >>> [mirroring.exchanges(axes) for axes in ((0,), (0, 2), (1, 2))]
+            [False, True, False]
+        """
+        return sum(axis in self.swap_axes for axis in mirrored) % 2 == 1
 
 
 def is_anisotropic(patch_size: Sequence[int]) -> bool:
@@ -74,6 +96,47 @@ def mirror_axes(recipe: AugmentationRecipe, num_axes: int) -> tuple[int, ...]:
     if recipe.backend == "none":
         return ()
     return tuple(range(num_axes)) if recipe.mirror_axes is None else recipe.mirror_axes
+
+
+def mirroring(
+    recipe: AugmentationRecipe,
+    patch_size: Sequence[int],
+    *,
+    dummy_2d: bool,
+    left_right: LeftRight | None,
+) -> Mirroring:
+    """Return what a recipe mirrors where labels have sides.
+
+    Args:
+        recipe: The augmentation; the axes it allows are not extended.
+        patch_size: Patch in voxels; a 2D one lies across network axis 0.
+        dummy_2d: Whether the patch is deformed in the plane of its last two axes only.
+        left_right: The plans' decision; None: labels have no sides.
+    """
+    allowed = mirror_axes(recipe, len(patch_size))
+    if left_right is None:
+        return Mirroring(axes=allowed)
+    sided = _sided_axes(recipe, patch_size, dummy_2d=dummy_2d, axis=left_right.axis)
+    if left_right.policy == "forbid":
+        return Mirroring(axes=tuple(axis for axis in allowed if axis not in sided))
+    return Mirroring(axes=allowed, swap_axes=tuple(axis for axis in allowed if axis in sided))
+
+
+def _sided_axes(
+    recipe: AugmentationRecipe, patch_size: Sequence[int], *, dummy_2d: bool, axis: int
+) -> tuple[int, ...]:
+    """Return the axes of the patch whose mirroring exchanges left and right.
+
+    It is the axis between left and right, unless slices lie across it. But half a turn mirrors two
+    axes, so that with larger rotations than a right angle every axis of the turned plane counts.
+    """
+    own = axis - (3 - len(patch_size))
+    if own < 0:
+        return ()
+    settings = spatial_settings(recipe, patch_size, dummy_2d=dummy_2d)
+    first = len(patch_size) - len(settings.patch_size)
+    turns = settings.rotation_probability > 0 and settings.rotation_max > math.pi / 2
+    return tuple(range(first, len(patch_size))) if turns and own >= first else (own,)
 
 
 def check_recipe(recipe: AugmentationRecipe, num_axes: int) -> None:

@@ -23,7 +23,7 @@ settings = Settings()
 Dataset = Annotated[
     str,
     typer.Argument(
-        metavar="DATASET", help="Raw data (a folder with dataset.json), or a name or number."
+        metavar="DATASET", help="Raw data (a folder or a manifest), or a name or number."
     ),
 ]
 Config = Annotated[
@@ -53,6 +53,16 @@ TargetSpacing = Annotated[
     typer.Option(
         "--target-spacing", help="Spacing in mm instead of the planned one: I,J,K of RAS axes."
     ),
+]
+FromBundle = Annotated[
+    str | None,
+    typer.Option("--from", help="Model whose plans are taken over, for fine-tuning."),
+]
+Replan = Annotated[
+    bool, typer.Option("--replan", help="Replace plans that are there; the default keeps them.")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out cases with errors, on record in check.json.")
 ]
 
 

@@ -9,8 +9,11 @@ import typer
 from medseg.cli.options import (
     Configs,
     Dataset,
+    FromBundle,
     GpuMemory,
     PlansName,
+    Replan,
+    SkipBad,
     TargetSpacing,
     Workers,
     numbers,
@@ -20,7 +23,7 @@ from medseg.cli.options import (
 if TYPE_CHECKING:
     from medseg.schema.plans import Plans
 
-_SHOW = "show"
+_SHOW, _DIFF = "show", "diff"
 
 
 def register(app: typer.Typer) -> None:
@@ -31,40 +34,52 @@ def register(app: typer.Typer) -> None:
     app.command("plan-and-preprocess")(plan_and_preprocess)
 
 
-def fingerprint(dataset: Dataset, workers: Workers = None) -> None:
+def fingerprint(dataset: Dataset, skip_bad: SkipBad = False, workers: Workers = None) -> None:
     """Check every case and measure the dataset."""
     from medseg.api import prepare
 
     result = prepare.fingerprint(
-        dataset, workspace=settings.workspace, workers=workers, progress=True
+        dataset, skip_bad=skip_bad, workspace=settings.workspace, workers=workers, progress=True
     )
     typer.echo(f"{len(result.cases)} cases measured.")
 
 
-def plan(
+def plan(  # noqa: PLR0913 - one option of the command each
     action: Dataset,
     dataset: str | None = typer.Argument(
-        None, metavar="[DATASET]", show_default=False, help="After 'show'."
+        None,
+        metavar="[DATASET]",
+        show_default=False,
+        help="After 'show' and 'diff'; also DATASET:PLANS, a plans file, a bundle or a run.",
+    ),
+    other: str | None = typer.Argument(
+        None, metavar="[OTHER]", show_default=False, help="After 'diff': what to compare with."
     ),
     plans: PlansName = "nnunet",
     gpu_memory: GpuMemory = None,
     target_spacing: TargetSpacing = None,
+    from_bundle: FromBundle = None,
+    replan: Replan = False,
 ) -> None:
-    """Plan from the fingerprint: 'plan DATASET'; show plans: 'plan show DATASET'."""
+    """Plan: 'plan DATASET'; look at plans: 'plan show DATASET'; compare two: 'plan diff A B'."""
     from medseg.api import prepare
+    from medseg.api.plan_files import find_plans
 
-    if action == _SHOW and dataset is not None:
-        _show(prepare.read_plans(dataset, plans=plans, workspace=settings.workspace))
+    if action == _DIFF and dataset is not None and other is not None:
+        _diff(dataset, other)
+        return
+    if action == _SHOW and dataset is not None and other is None:
+        _show(find_plans(dataset, plans=plans, workspace=settings.workspace))
         return
     if dataset is not None:
-        raise typer.BadParameter(
-            f"{dataset!r} is one too many; did you mean 'plan show {dataset}'?"
-        )
+        raise typer.BadParameter(_misused(action, dataset, other))
     result = prepare.plan(
         action,
         plans=plans,
         gpu_memory=gpu_memory,
         target_spacing=numbers(target_spacing, "--target-spacing"),
+        from_bundle=from_bundle,
+        replan=replan,
         workspace=settings.workspace,
     )
     _show(result)
@@ -96,6 +111,9 @@ def plan_and_preprocess(
     plans: PlansName = "nnunet",
     gpu_memory: GpuMemory = None,
     target_spacing: TargetSpacing = None,
+    from_bundle: FromBundle = None,
+    replan: Replan = False,
+    skip_bad: SkipBad = False,
     workers: Workers = None,
 ) -> None:
     """Check, fingerprint, plan and preprocess a dataset."""
@@ -107,11 +125,32 @@ def plan_and_preprocess(
         plans=plans,
         gpu_memory=gpu_memory,
         target_spacing=numbers(target_spacing, "--target-spacing"),
+        from_bundle=from_bundle,
+        replan=replan,
+        skip_bad=skip_bad,
         workspace=settings.workspace,
         workers=workers,
         progress=True,
     )
     _show(result)
+
+
+def _misused(action: str, dataset: str, other: str | None) -> str:
+    if action == _DIFF:
+        return f"'plan diff' compares two, got {dataset!r} alone; 'plan diff {dataset} OTHER'"
+    if other is None:
+        return f"{dataset!r} is one too many; did you mean 'plan show {dataset}'?"
+    return f"{other!r} is one too many; did you mean 'plan diff {dataset} {other}'?"
+
+
+def _diff(first: str, second: str) -> None:
+    from medseg.api.plan_files import compare_plans
+
+    difference = compare_plans(first, second, workspace=settings.workspace)
+    if difference:
+        typer.echo(difference)
+        raise typer.Exit(1)
+    typer.echo("The plans are equal.")
 
 
 def _show(plans: Plans) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from medseg.io.image import Header
 from medseg.io.read import read_channels, read_segmentation
 from medseg.labels import LabelScheme
 from medseg.schema.dataset import DatasetSpec
+from medseg.values import distinct_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class Case:
     channels: NDArray[np.float32]
     """(C, I, J, K), intensities as stored."""
     segmentation: NDArray[np.unsignedinteger] | None
-    """(I, J, K) label map, or None."""
+    """(I, J, K) indices of the dataset's `LabelScheme`, or None."""
     grid: Grid
     header: Header
 
@@ -53,7 +55,9 @@ def load_case(spec: DatasetSpec, case_id: str) -> Case:
             )
         segmentation = None
         if segmentation_path is not None:
-            segmentation = _segmentation(spec, segmentation_path, image.grid, paths[0])
+            found = read_segmentation(segmentation_path)
+            _check_grid(image.grid, found.grid, segmentation_path, paths[0])
+            segmentation = case_indices(spec, case_id, found.array, segmentation_path.name)
         return Case(
             case_id=case_id,
             channels=image.array,
@@ -63,16 +67,32 @@ def load_case(spec: DatasetSpec, case_id: str) -> Case:
         )
 
 
-def _segmentation(
-    spec: DatasetSpec, path: Path, grid: Grid, image_path: Path
-) -> NDArray[np.unsignedinteger]:
-    found = read_segmentation(path)
-    difference = grid.disagreement(found.grid)
+def case_indices(
+    spec: DatasetSpec, case_id: str, values: NDArray[np.integer[Any]], where: str
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Turn the values of a case's segmentation file into indices.
+
+    Args:
+        spec: The dataset.
+        case_id: The case, which may be annotated in part.
+        values: (I, J, K), as read.
+        where: What a message names, such as the file.
+
+    Raises:
+        DatasetError: If a value is not one of the dataset's, or stands for something that was
+            not annotated in this case.
+    """
+    labels = LabelScheme.from_spec(spec)
+    annotated = spec.cases[case_id].annotated_labels
+    if annotated is not None:
+        labels.check(distinct_values(values).tolist(), where, annotated)
+    return labels.to_indices(values, where)
+
+
+def _check_grid(grid: Grid, found: Grid, path: Path, image_path: Path) -> None:
+    difference = grid.disagreement(found)
     if difference is not None:
         raise GeometryError(
             f"{path.name} does not lie on the grid of {image_path.name}: {difference}. "
             "Re-export the segmentation on the image's grid."
         )
-    labels = LabelScheme.from_spec(spec)
-    labels.check(np.unique(found.array), path.name)
-    return found.array.astype(labels.dtype, copy=False)

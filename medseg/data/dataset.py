@@ -1,279 +1,174 @@
-"""Read a folder of labelled images into a `DatasetSpec`: nnU-Net raw and Decathlon layouts."""
+"""Read the description of a dataset, of any layout, into a `DatasetSpec`."""
 
 from __future__ import annotations
 
-import re
+import logging
 from pathlib import Path
-from typing import Any
 
-from medseg.errors import ConfigError, DatasetError
-from medseg.io.read import split_ending
+from medseg.data.layouts.described import Described, problem
+from medseg.data.layouts.description import parse_labels, read_object
+from medseg.data.layouts.listed import read_decathlon, read_dictionary
+from medseg.data.layouts.manifest import is_manifest, read_manifest
+from medseg.data.layouts.names import (
+    DESCRIPTION,
+    MANIFESTS,
+    TABLE_ENDINGS,
+    dataset_name,
+    describing_file,
+    group_channels,
+    may_hold_channels,
+)
+from medseg.data.layouts.raw import read_raw
+from medseg.errors import DatasetError
 from medseg.labels import LabelScheme
 from medseg.schema.base import read_json
+from medseg.schema.check import Problem
 from medseg.schema.dataset import CaseFiles, DatasetSpec
 
-_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+__all__ = ["group_channels", "parse_labels", "read_dataset", "scan_dataset"]
+
+logger = logging.getLogger(__name__)
+
 _MAX_LISTED = 20
 
 
-def read_dataset(folder: Path) -> DatasetSpec:
-    """Return what a folder with a `dataset.json` holds; images are listed, not opened.
+def read_dataset(path: Path) -> DatasetSpec:
+    """Return what a dataset holds; images are listed, not opened.
 
     Args:
-        folder: nnU-Net raw layout (`imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`) or
-            Decathlon layout (`dataset.json` with a `training` list).
+        path: Folder with a manifest (`medseg.json`, `medseg.csv`, `medseg.tsv`) or with a
+            `dataset.json` (nnU-Net raw or Decathlon); or a manifest, whatever it is called.
 
     Raises:
         DatasetError: If files are missing; all problems of all cases are listed at once.
-        ConfigError: If `dataset.json` is not usable.
+        ConfigError: If the description is not usable.
     """
-    folder = Path(folder)
-    description = _read_description(folder)
-    labels, regions_order, ignore = parse_labels(description, folder / "dataset.json")
-    channels = _channel_names(description, folder / "dataset.json")
-    if isinstance(description.get("training"), list):
-        cases = _listed_cases(folder, description["training"])
-    elif isinstance(description.get("dataset"), dict):
-        cases = _dictionary_cases(folder, description["dataset"])
-    else:
-        ending = str(description.get("file_ending", ".nii.gz"))
-        cases = _scanned_cases(folder, ending, len(channels))
-    spec = DatasetSpec(
-        name=folder.resolve().name,
-        source=str(folder.resolve()),
-        channels=channels,
-        labels=labels,
-        regions_class_order=regions_order,
-        ignore_label=ignore,
-        cases=dict(sorted(cases.items())),
-    )
-    LabelScheme.from_spec(spec)
-    _check_files(folder, spec)
+    spec, problems = scan_dataset(path)
+    errors = [found for found in problems if found.level == "error"]
+    if errors:
+        _refuse(Path(path), errors)
+    for found in problems:
+        logger.warning("%s: %s", path, found.message)
     return spec
 
 
-def group_channels(paths: list[Path]) -> dict[str, list[tuple[int, Path]]]:
-    """Group image files into cases: `CASE_NNNN.ending` is channel NNNN, no suffix channel 0.
+def scan_dataset(path: Path) -> tuple[DatasetSpec, tuple[Problem, ...]]:
+    """Return what a dataset holds as far as it can be told, and every problem with its files.
 
-    Returns:
-        Case id -> [(channel number, file)], both sorted.
-    """
-    cases: dict[str, list[tuple[int, Path]]] = {}
-    for path in sorted(paths):
-        stem, _ = split_ending(path.name)
-        match = _CHANNEL_SUFFIX.match(stem)
-        case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
-        cases.setdefault(case, []).append((channel, path))
-    return {case: sorted(files) for case, files in sorted(cases.items())}
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder. Give a folder that holds dataset.json.")
-    path = folder / "dataset.json"
-    if not path.is_file():
-        entries = sorted(entry.name for entry in folder.iterdir())[:8]
-        held = f"it holds {', '.join(entries)}" if entries else "it is empty"
-        raise DatasetError(
-            f"{folder}: no dataset.json there ({held}). Expected the nnU-Net raw layout "
-            "(dataset.json, imagesTr, labelsTr) or the Decathlon layout."
-        )
-    description = read_json(path)
-    if not isinstance(description, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got a {type(description).__name__}")
-    return description
-
-
-def _channel_names(description: dict[str, Any], path: Path) -> tuple[str, ...]:
-    entries = description.get("channel_names", description.get("modality"))
-    if not isinstance(entries, dict) or not entries:
-        raise ConfigError(
-            f"{path}: channel_names is {entries!r}; expected an object such as "
-            '{"0": "T1w", "1": "FLAIR"} that names every channel.'
-        )
-    expected = [str(number) for number in range(len(entries))]
-    if sorted(entries, key=str) != sorted(expected):
-        raise ConfigError(
-            f"{path}: channel_names has the keys {list(entries)}; expected {expected}. "
-            "Number the channels from 0 without gaps."
-        )
-    return tuple(str(entries[number]) for number in expected)
-
-
-Labels = dict[str, int | tuple[int, ...]]
-
-
-def parse_labels(
-    description: dict[str, Any], path: Path
-) -> tuple[Labels, tuple[int, ...] | None, int | None]:
-    """Return labels, regions_class_order and ignore label of a `dataset.json` (its `path`).
+    Cases with problems are in the spec, too, if all of their files are at least named.
 
     Raises:
-        ConfigError: If they are not usable.
+        DatasetError: If there is no description, or no case.
+        ConfigError: If the description is not usable.
     """
-    entries = description.get("labels")
-    if not isinstance(entries, dict) or not entries:
-        raise ConfigError(
-            f"{path}: labels is {entries!r}; expected an object such as "
-            '{"background": 0, "liver": 1}.'
-        )
-    try:
-        labels = _decathlon_labels(entries) if _is_decathlon(entries) else _named_labels(entries)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{path}: labels is {entries!r}; every value must be an integer or a list of integers."
-        ) from None
-    order = description.get("regions_class_order")
-    if order is not None and not (isinstance(order, list) and all(type(v) is int for v in order)):
-        raise ConfigError(
-            f"{path}: regions_class_order is {order!r}; expected a list of integers, one a region."
-        )
-    ignore = labels.pop("ignore", None)
-    if isinstance(ignore, tuple):
-        raise ConfigError(f"{path}: the ignore label is {list(ignore)}; expected one integer.")
-    return labels, tuple(order) if order is not None else None, ignore
+    described = _read(_description(Path(path)))
+    root = described.root.resolve()
+    names = described.names
+    spec = DatasetSpec(
+        name=dataset_name(described.source.resolve()),
+        source=str(root),
+        description=str(described.source.resolve()),
+        channels=described.channels,
+        labels=names.labels,
+        regions_class_order=names.regions_class_order,
+        ignore_label=names.ignore_label,
+        cases=dict(sorted(described.cases.items())),
+    )
+    LabelScheme.from_spec(spec)
+    problems = (*described.problems, *_file_problems(described, spec))
+    if not spec.cases and all(found.level == "warning" for found in problems):
+        raise DatasetError(f"{path}: the dataset has no training case. Add images and labels.")
+    return spec, problems
 
 
-def _is_decathlon(entries: dict[str, Any]) -> bool:
-    return all(key.isdigit() for key in entries) and all(
-        isinstance(value, str) and not value.isdigit() for value in entries.values()
+def _description(path: Path) -> Path:
+    """Return the file that describes the dataset at a path."""
+    if not path.exists():
+        raise DatasetError(f"{path}: no such folder. Give a folder that holds dataset.json.")
+    found = describing_file(path)
+    if found is not None:
+        return found
+    entries = sorted(entry.name for entry in path.iterdir())[:8]
+    held = f"it holds {', '.join(entries)}" if entries else "it is empty"
+    raise DatasetError(
+        f"{path}: no dataset.json there, and no {' or '.join(MANIFESTS)} ({held}). Expected the "
+        "nnU-Net raw layout (dataset.json, imagesTr, labelsTr), the Decathlon layout or a "
+        f"manifest. For any other folder of images and segmentations: medseg dataset init {path}"
     )
 
 
-def _decathlon_labels(entries: dict[str, str]) -> Labels:
-    """Return name -> value; value 0 is called "background" whatever the file calls it."""
-    pairs = sorted((int(value), name) for value, name in entries.items())
-    return {("background" if value == 0 else name): value for value, name in pairs}
-
-
-def _named_labels(entries: dict[str, Any]) -> Labels:
-    labels: Labels = {}
-    for name, value in entries.items():
-        values = tuple(int(item) for item in value) if isinstance(value, list) else (int(value),)
-        labels[name] = values if len(values) > 1 else values[0]
-    return labels
-
-
-def _listed_cases(folder: Path, entries: list[Any]) -> dict[str, CaseFiles]:
-    cases = {}
-    for entry in entries:
-        named = isinstance(entry, dict) and isinstance(entry.get("image"), str)
-        if not named or not isinstance(entry.get("label"), str):
-            raise ConfigError(
-                f"{folder / 'dataset.json'}: training holds {entry!r}; expected "
-                '{"image": "imagesTr/CASE.nii.gz", "label": "labelsTr/CASE.nii.gz"}.'
-            )
-        stem, _ = split_ending(Path(entry["label"]).name)
-        if stem in cases:
-            raise DatasetError(
-                f"{folder / 'dataset.json'}: two training entries have a label file named "
-                f"{Path(entry['label']).name}; case ids come from these names. Rename one."
-            )
-        image = Path(entry["image"])
-        channels: tuple[str, ...] = (str(image),)
-        if not (folder / image).exists():
-            found = sorted((folder / image).parent.glob(f"{split_ending(image.name)[0]}_????.*"))
-            channels = tuple(str(path.relative_to(folder)) for path in found) or channels
-        cases[stem] = CaseFiles(
-            channels=tuple(_clean(name) for name in channels), segmentation=_clean(entry["label"])
-        )
-    return cases
-
-
-def _clean(name: str) -> str:
-    return Path(name).as_posix()
-
-
-def _dictionary_cases(folder: Path, entries: dict[str, Any]) -> dict[str, CaseFiles]:
-    cases = {}
-    for case, entry in entries.items():
-        if not isinstance(entry, dict) or "images" not in entry:
-            raise ConfigError(
-                f"{folder / 'dataset.json'}: dataset.{case} is {entry!r}; expected "
-                '{"images": [files, one per channel], "label": file}.'
-            )
-        cases[case] = CaseFiles(channels=tuple(entry["images"]), segmentation=entry.get("label"))
-    return cases
-
-
-def _scanned_cases(folder: Path, ending: str, num_channels: int) -> dict[str, CaseFiles]:
-    images = _files(folder / "imagesTr", ending)
-    segmentations = {split_ending(p.name)[0]: p for p in _files(folder / "labelsTr", ending)}
-    grouped = group_channels(images)
-    if not grouped:
+def _read(path: Path) -> Described:
+    """Read a description by its kind."""
+    if path.suffix.lower() in TABLE_ENDINGS:
+        return read_manifest(path)
+    if path.suffix.lower() != ".json":
         raise DatasetError(
-            f"{folder / 'imagesTr'}: no image there ends in {ending!r}. Expected "
-            f"CASE_0000{ending}, CASE_0001{ending} ...; check file_ending in dataset.json."
+            f"{path}: expected a folder, or a manifest that ends in .json, .csv or .tsv."
         )
-    cases = {}
-    for case, files in grouped.items():
-        label = segmentations.get(case)
-        cases[case] = CaseFiles(
-            channels=tuple(
-                path.relative_to(folder).as_posix()
-                for path in _expected_channels(case, files, num_channels, ending)
-            ),
-            segmentation=label.relative_to(folder).as_posix() if label else None,
-        )
-    return cases
+    if path.name != DESCRIPTION:
+        tables = [path.with_suffix(ending) for ending in TABLE_ENDINGS]
+        if is_manifest(read_json(path)):
+            return read_manifest(path)
+        if table := next((table for table in tables if table.is_file()), None):
+            return read_manifest(table)
+    description = read_object(path)
+    if isinstance(description.get("training"), list):
+        return read_decathlon(description, path)
+    if isinstance(description.get("dataset"), dict):
+        return read_dictionary(description, path)
+    return read_raw(description, path)
 
 
-def _expected_channels(
-    case: str, files: list[tuple[int, Path]], num_channels: int, ending: str
-) -> list[Path]:
-    """Return one file per channel; a channel without a file is named as it should be."""
-    first = files[0][1]
-    if len(files) == 1 and _is_unnumbered(first):
-        return [first]
-    found = dict(files)
-    count = max(num_channels, max(found) + 1)
-    return [found.get(n, first.with_name(f"{case}_{n:04d}{ending}")) for n in range(count)]
-
-
-def _files(folder: Path, ending: str) -> list[Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; the nnU-Net raw layout needs it.")
-    return [path for path in sorted(folder.iterdir()) if path.name.endswith(ending)]
-
-
-def _check_files(folder: Path, spec: DatasetSpec) -> None:
-    if not spec.cases:
-        raise DatasetError(f"{folder}: the dataset has no training case. Add images and labels.")
+def _file_problems(described: Described, spec: DatasetSpec) -> list[Problem]:
     problems = []
     for case, files in spec.cases.items():
-        first = Path(files.channels[0]) if files.channels else None
-        stacked = len(files.channels) == 1 and first is not None and _is_unnumbered(first)
-        if len(files.channels) != len(spec.channels) and not stacked:
-            problems.append(
-                f"  case {case!r}: {_count(len(files.channels), 'channel file')}, expected "
-                f"{len(spec.channels)} ({', '.join(spec.channels)})"
-            )
-        problems += [
-            f"  case {case!r}: {file} is missing (channel {number}, {name})"
-            for number, (file, name) in enumerate(zip(files.channels, spec.channels, strict=False))
-            if not (folder / file).is_file()
-        ]
+        problems += _image_problems(case, files, described, spec)
         if files.segmentation is None:
-            problems.append(f"  case {case!r}: no segmentation in labelsTr")
-        elif not (folder / files.segmentation).is_file():
-            problems.append(f"  case {case!r}: {files.segmentation} is missing (segmentation)")
-    _refuse(folder, problems, "Add the files, or remove the cases from the dataset.")
+            problems.append(
+                problem("missing-segmentation", "no segmentation in labelsTr", case=case)
+            )
+        elif not described.listing.has_file(files.segmentation):
+            text = f"{_missing(files.segmentation)} (segmentation)"
+            problems.append(problem("missing-file", text, case=case, file=files.segmentation))
+    return problems
 
 
-def _is_unnumbered(file: Path) -> bool:
-    """Return whether a file may hold all channels as its fourth axis (Decathlon)."""
-    return _CHANNEL_SUFFIX.match(split_ending(file.name)[0]) is None
+def _image_problems(
+    case: str, files: CaseFiles, described: Described, spec: DatasetSpec
+) -> list[Problem]:
+    """Check the number of files, and that they are there."""
+    problems = []
+    count = len(files.channels)
+    may_stack = count < len(spec.channels) and (
+        (described.lists_files and count == 1)
+        or all(may_hold_channels(name, case) for name in files.channels)
+    )
+    if count != len(spec.channels) and not may_stack:
+        text = f"{count} channel file{'' if count == 1 else 's'}, expected {len(spec.channels)}"
+        problems.append(problem("channel-count", f"{text} ({', '.join(spec.channels)})", case=case))
+    for number, file in enumerate(files.channels):
+        if not described.listing.has_file(file):
+            named = number < len(spec.channels)
+            which = f"channel {number}, {spec.channels[number]}" if named else f"channel {number}"
+            text = f"{_missing(file)} ({which})"
+            problems.append(problem("missing-file", text, case=case, file=file))
+    return problems
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _missing(file: str) -> str:
+    if "$" in file or file.startswith(("~", "%")):
+        return f"{file} is missing: variables are not replaced, write the path itself"
+    return f"{file} is missing"
 
 
-def _refuse(folder: Path, problems: list[str], advice: str) -> None:
-    if not problems:
-        return
-    shown = problems[:_MAX_LISTED]
-    if len(problems) > _MAX_LISTED:
-        shown.append(f"  ... and {len(problems) - _MAX_LISTED} more")
-    count = _count(len(problems), "problem")
-    raise DatasetError("\n".join([f"{folder}: {count}", *shown, advice]))
+def _refuse(path: Path, problems: list[Problem]) -> None:
+    lines = [
+        f"  case {found.case!r}: {found.message}" if found.case else f"  {found.message}"
+        for found in problems
+    ]
+    shown = lines[:_MAX_LISTED]
+    if len(lines) > _MAX_LISTED:
+        shown.append(f"  ... and {len(lines) - _MAX_LISTED} more")
+    count = f"{len(lines)} problem{'' if len(lines) == 1 else 's'}"
+    advice = "Add the files, or remove the cases from the dataset."
+    raise DatasetError("\n".join([f"{path}: {count}", *shown, advice]))

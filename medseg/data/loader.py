@@ -7,6 +7,9 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medseg.data.patches import Patch, PatchSampler
 
 
@@ -26,6 +29,18 @@ class Batch:
     def indices(self) -> tuple[int, ...]:
         """Return the number of each patch in the run, the seed of its augmentation."""
         return tuple(patch.index for patch in self.patches)
+
+    @property
+    def annotated(self) -> NDArray[np.bool_] | None:
+        """Return (B, L) whether the structure of each logit channel was annotated in each patch.
+
+        None: everything was annotated in all of them.
+        """
+        masks = [patch.annotated for patch in self.patches]
+        num_logits = max((len(mask) for mask in masks if mask is not None), default=None)
+        if num_logits is None:
+            return None
+        return np.array([(True,) * num_logits if mask is None else mask for mask in masks])
 
 
 def batches(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.data.store import ANNOTATED, Entry
+from medseg.labels import LabelScheme
+from medseg.schema.dataset import DatasetSpec
 
 _STREAM_PATCHES = 1
 """Second word of the Philox key; other random streams of a run use other words."""
@@ -28,6 +30,29 @@ class Patch:
     case_id: str
     index: int
     """The patch's number k in the run."""
+    annotated: tuple[bool, ...] | None = None
+    """Whether the structure of each logit channel was annotated in the case; None: all were."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """What was annotated in a case that is not annotated completely."""
+
+    channels: tuple[bool, ...]
+    """Whether the structure of each logit channel was."""
+    structures: tuple[tuple[int, ...], ...]
+    """Indices of each structure that was."""
+
+
+def partial_annotations(spec: DatasetSpec, labels: LabelScheme) -> dict[str, Annotation]:
+    """Return case id -> what was annotated, for the cases in which something was not."""
+    found = {}
+    for case, files in spec.cases.items():
+        channels = labels.structure_mask(files.annotated_labels)
+        if not all(channels):
+            sought = labels.sought(files.annotated_labels)
+            found[case] = Annotation(channels=channels, structures=sought)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +77,10 @@ class PatchSampler:
     foreground_fraction: float
     """Share of each batch, its last samples, centred on a foreground voxel."""
     structures: Sequence[tuple[int, ...]]
-    """Label values of each foreground structure (label or region)."""
+    """Indices of each foreground structure (label or region)."""
     seed: int
+    partial: Mapping[str, Annotation] = field(default_factory=dict)
+    """Case id -> what was annotated, of the cases in which not all of it was."""
 
     def draw(self, k: int) -> Patch:
         """Return patch k of the run."""
@@ -64,15 +91,16 @@ class PatchSampler:
         entry = self.entries[case_id]
         position_in_batch = k % self.batch_size
         forced = position_in_batch >= round(self.batch_size * (1 - self.foreground_fraction))
-        center = self._foreground_voxel(entry, rng) if forced else _annotated_voxel(entry, rng)
+        center = self._foreground_voxel(case_id, rng) if forced else _annotated_voxel(entry, rng)
         start = self._start(entry.shape, center, rng)
         return self._cut(entry, start, case_id, k)
 
-    def _foreground_voxel(self, entry: Entry, rng: np.random.Generator) -> NDArray[np.int32] | None:
-        """Return a random voxel of a random structure of the case, None if it has none."""
+    def _foreground_voxel(self, case_id: str, rng: np.random.Generator) -> NDArray[np.int32] | None:
+        """Return a random voxel of a random structure that was annotated; None if there is none."""
+        locations, partial = self.entries[case_id].locations, self.partial.get(case_id)
         present = [
-            [entry.locations[label] for label in labels if label in entry.locations]
-            for labels in self.structures
+            [locations[label] for label in labels if label in locations]
+            for labels in (self.structures if partial is None else partial.structures)
         ]
         present = [voxels for voxels in present if voxels]
         if not present:
@@ -108,14 +136,20 @@ class PatchSampler:
         patch = self._extent(self.patch_size)
         size = patch if self.read_size is None else self._extent(self.read_size(k))
         origin = [s - (big - own) // 2 for s, big, own in zip(start, size, patch, strict=True)]
-        image = cut(entry.image, origin, size)
+        image = cut(entry.image, origin, size).astype(np.float32, copy=False)
         segmentation = cut(entry.segmentation, origin, size)
         outside = None if entry.outside is None else cut(entry.outside, origin, size, fill=True)
         if len(self.patch_size) == 2:
             image, segmentation = image[:, 0], segmentation[0]
             outside = None if outside is None else outside[0]
+        partial = self.partial.get(case_id)
         return Patch(
-            image=image, segmentation=segmentation, outside=outside, case_id=case_id, index=k
+            image=image,
+            segmentation=segmentation,
+            outside=outside,
+            case_id=case_id,
+            index=k,
+            annotated=None if partial is None else partial.channels,
         )
 
     def _extent(self, size: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DatasetError
+from medseg.execute.resources import num_cpus
 from medseg.geometry import SpatialRecord
-from medseg.schema.base import FORMAT_VERSION, read_json, write_json
+from medseg.schema.base import FORMAT_VERSION, format_json, read_json, write_json
+from medseg.values import distinct_values, value_counts
 
-_COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
+_COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1}
+_SMALLEST_CHUNK = 1 << 18
+"""Voxels; smaller chunks compress badly, so chunks of thin patches are made thicker."""
+_LARGEST_HALF = 6e4
+_ROUNDING = 1e-3
+"""Largest rounding error of a stored image, in standard deviations of its channel."""
+_PART_SECONDS = 3600
+_PART = 1 << 20
+"""Voxels of a label map looked at together."""
 _MIN_LOCATIONS = 10_000
 _MIN_SHARE = 0.01
 _SEED = 1234
@@ -38,7 +50,7 @@ class Entry:
     """One preprocessed case, opened for reading; arrays stay on disk until they are sliced."""
 
     image: Any
-    """(C, *spatial) float32: a blosc2 array, or a numpy array once loaded."""
+    """(C, *spatial) float16 or float32: a blosc2 array, or a numpy array once loaded."""
     segmentation: Any
     """(*spatial) label map."""
     outside: Any | None
@@ -106,18 +118,25 @@ class CaseStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}.", suffix=".part"))
         try:
-            _write_array(part / "image.b2nd", image, chunk)
+            _write_array(part / "image.b2nd", image, chunk, storage_type(image))
             _write_array(part / "segmentation.b2nd", segmentation, chunk)
             if outside is not None:
                 _write_array(part / "outside.b2nd", outside, chunk)
             locations = sample_locations(segmentation, ignore_label)
-            np.savez(part / "locations.npz", **{str(k): v for k, v in locations.items()})  # type: ignore[arg-type]
-            write_json(part / "entry.json", record.to_json())
+            _write_locations(part / "locations.npz", locations, segmentation.shape)
+            entry = {"format_version": FORMAT_VERSION, **record.to_json()}
+            (part / "entry.json").write_text(format_json(entry), encoding="utf-8")
             part.chmod(0o755)
             _rename_once(part, target)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+    def sweep(self) -> None:
+        """Delete what killed runs left half-written; younger than an hour may still be written."""
+        for part in self.folder.glob("entries/*/.*.part"):
+            if time.time() - part.stat().st_mtime > _PART_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
 
     def open(self, key: str) -> Entry:
         """Open an entry for reading.
@@ -127,14 +146,17 @@ class CaseStore:
         """
         path = self._path(key)
         try:
-            locations = _read_locations(path / "locations.npz")
+            segmentation = _open_array(path / "segmentation.b2nd")
+            locations = _read_locations(path / "locations.npz", segmentation.shape)
             outside = path / "outside.b2nd"
+            record = {**read_json(path / "entry.json")}
+            record.pop("format_version")
             return Entry(
                 image=_open_array(path / "image.b2nd"),
-                segmentation=_open_array(path / "segmentation.b2nd"),
+                segmentation=segmentation,
                 outside=_open_array(outside) if outside.exists() else None,
                 locations=locations,
-                record=SpatialRecord.from_json(read_json(path / "entry.json")),
+                record=SpatialRecord.from_json(record),
             )
         except (OSError, EOFError, BadZipFile, RuntimeError, KeyError, ValueError) as error:
             raise DatasetError(
@@ -182,13 +204,46 @@ class CaseStore:
         return self.folder / "entries" / key[:2] / key
 
 
-def hash_files(paths: list[Path]) -> str:
-    """Return the SHA-256 over the bytes of several files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def storage_type(image: NDArray[np.float32]) -> type[np.float16] | type[np.float32]:
+    """Return float16, or float32 where float16 would change the image.
+
+    It would where a value exceeds 6e4, or where rounding moves a voxel by more than a thousandth
+    of its channel's standard deviation.
+
+    Args:
+        image: (C, *spatial).
+    """
+    for channel in image:
+        largest = max(abs(float(channel.min())), abs(float(channel.max())))
+        limit = _ROUNDING * _deviation(channel)
+        if largest > _LARGEST_HALF or not _rounds_within(channel, largest, limit):
+            return np.float32
+    return np.float16
+
+
+def _deviation(channel: NDArray[np.float32]) -> float:
+    """Return the standard deviation; in parts, so that nothing of the image's size is made."""
+    parts = np.array_split(channel.reshape(-1), max(1, channel.size >> 20))
+    mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / max(1, channel.size)
+    squares = 0.0
+    for part in parts:
+        apart = part - np.float32(mean)
+        squares += float(apart @ apart)
+    return math.sqrt(squares / max(1, channel.size))
+
+
+def _rounds_within(channel: NDArray[np.float32], largest: float, limit: float) -> bool:
+    """Return whether float16 rounds no voxel by more than `limit`.
+
+    A value of at most 2^n moves by at most 2^(n - 12), so that most images need no second look.
+    """
+    bound = math.ldexp(1.0, math.frexp(largest)[1] - 12)
+    if bound <= limit:
+        return True
+    for part in np.array_split(channel.reshape(-1), max(1, channel.size >> 20)):
+        if part.size and float(np.abs(part - part.astype(np.float16)).max()) > limit:
+            return False
+    return True
 
 
 def digest(values: Any) -> str:
@@ -209,39 +264,104 @@ def sample_locations(
     """
     rng = np.random.default_rng(_SEED)
     flat = segmentation.ravel()
-    found = {int(v): flat == v for v in np.unique(flat) if v not in (0, ignore_label)}
+    values, counts = value_counts(flat)
+    found = {
+        int(v): int(n) for v, n in zip(values, counts, strict=True) if v not in (0, ignore_label)
+    }
+    chosen = {label: _ranks(number, rng) for label, number in found.items()}
     if ignore_label is not None:
-        found[ANNOTATED] = flat != ignore_label
+        num_ignored = int(counts[values == ignore_label].sum())
+        chosen[ANNOTATED] = _ranks(flat.size - num_ignored, rng)
+    voxels = {label: [np.empty(0, np.intp)] for label in chosen}
+    seen = dict.fromkeys(chosen, 0)
+    for start in range(0, flat.size, _PART):
+        part = flat[start : start + _PART]
+        for label in _occurring(part, chosen):
+            held = part != ignore_label if label == ANNOTATED else part == label
+            where = np.flatnonzero(held)
+            first, seen[label] = seen[label], seen[label] + len(where)
+            ranks = chosen[label]
+            wanted = ranks[np.searchsorted(ranks, first) : np.searchsorted(ranks, seen[label])]
+            voxels[label].append(start + where[wanted - first])
     return {
-        label: _sample(np.flatnonzero(chosen), segmentation.shape, rng)
-        for label, chosen in found.items()
+        label: np.stack(np.unravel_index(np.concatenate(parts), segmentation.shape), axis=1).astype(
+            np.int32
+        )
+        for label, parts in voxels.items()
     }
 
 
-def _sample(
-    voxels: NDArray[np.intp], shape: tuple[int, ...], rng: np.random.Generator
-) -> NDArray[np.int32]:
-    count = min(len(voxels), max(_MIN_LOCATIONS, math.ceil(len(voxels) * _MIN_SHARE)))
-    chosen = np.sort(rng.choice(voxels, count, replace=False))
-    return np.stack(np.unravel_index(chosen, shape), axis=1).astype(np.int32)
+def _ranks(count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return which of a label's voxels are sampled, ascending."""
+    sampled = min(count, max(_MIN_LOCATIONS, math.ceil(count * _MIN_SHARE)))
+    return np.sort(rng.choice(count, sampled, replace=False)).astype(np.intp)
 
 
-def _write_array(path: Path, array: NDArray[Any], chunk: tuple[int, ...]) -> None:
+def _occurring(part: Labels, chosen: Mapping[int, Any]) -> list[int]:
+    """Return the labels of `chosen` that occur in a part of a label map."""
+    occurring = set(distinct_values(part).tolist()) if part.any() else {0}
+    return [label for label in chosen if label == ANNOTATED or label in occurring]
+
+
+def _write_array(path: Path, array: NDArray[Any], chunk: tuple[int, ...], kind: Any = None) -> None:
+    """Write an array chunk by chunk, so that no copy of it is made, as its own type or `kind`."""
     lead = array.ndim - len(chunk)
-    chunks = (1,) * lead + tuple(
-        min(size, length) for size, length in zip(chunk, array.shape[lead:], strict=True)
+    chunks = (1,) * lead + _chunk(chunk, array.shape[lead:])
+    target = blosc2.empty(
+        array.shape,
+        dtype=np.dtype(kind or array.dtype),
+        urlpath=str(path),
+        mode="w",
+        chunks=chunks,
+        cparams={**_COMPRESSION, "nthreads": _num_threads()},
     )
-    contiguous = np.ascontiguousarray(array)
-    blosc2.asarray(contiguous, urlpath=str(path), mode="w", chunks=chunks, cparams=_COMPRESSION)
+    for start in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunks, strict=True))):
+        place = tuple(slice(s * c, (s + 1) * c) for s, c in zip(start, chunks, strict=True))
+        target[place] = np.ascontiguousarray(array[place], dtype=target.dtype)
+
+
+def _num_threads() -> int:
+    """Return all processors in a process of its own, 1 in one of several workers."""
+    return num_cpus() if multiprocessing.parent_process() is None else 1
+
+
+def _chunk(size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the chunk for readers of windows of `size`, thick enough to compress well.
+
+    Examples:
+        >>> _chunk((1, 256, 256), (80, 300, 300)), _chunk((1, 64, 64), (30, 60, 60))
+        ((4, 256, 256), (30, 60, 60))
+    """
+    fitting = [min(part, length) for part, length in zip(size, shape, strict=True)]
+    for axis, length in enumerate(shape):
+        missing = -(-_SMALLEST_CHUNK // math.prod(fitting))
+        fitting[axis] = min(length, fitting[axis] * missing)
+    return tuple(fitting)
 
 
 def _open_array(path: Path) -> Any:
     return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
 
 
-def _read_locations(path: Path) -> dict[int, NDArray[np.int32]]:
+def _write_locations(
+    path: Path, locations: Mapping[int, NDArray[np.int32]], shape: tuple[int, ...]
+) -> None:
+    """Write voxels as their flat index: a third of the space."""
+    kind = np.uint32 if math.prod(shape) <= np.iinfo(np.uint32).max else np.uint64
+    flat = {
+        str(label): np.ravel_multi_index(tuple(voxels.T), shape).astype(kind)
+        for label, voxels in locations.items()
+    }
+    np.savez(path, **flat)
+
+
+def _read_locations(path: Path, shape: tuple[int, ...]) -> dict[int, NDArray[np.int32]]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {int(name): arrays[name] for name in arrays.files}
+        flat = {int(name): arrays[name].astype(np.intp) for name in arrays.files}
+    return {
+        label: np.stack(np.unravel_index(voxels, shape), axis=1).astype(np.int32)
+        for label, voxels in flat.items()
+    }
 
 
 def _rename_once(part: Path, target: Path) -> None:

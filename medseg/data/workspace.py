@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from medseg.data.layouts.names import MANIFEST, MANIFESTS, dataset_name
 from medseg.errors import ConfigError, DatasetError, near_names
-from medseg.schema.base import read
+from medseg.schema.base import read, read_json
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import Fingerprint
 from medseg.schema.plans import Plans, read_plans
@@ -28,9 +29,24 @@ class DatasetFolder:
         return self.path / "dataset.json"
 
     @property
+    def manifest_path(self) -> Path:
+        """Return the path of a manifest that could not be written beside the data."""
+        return self.path / MANIFEST
+
+    @property
     def fingerprint_path(self) -> Path:
         """Return the path of `fingerprint.json`."""
         return self.path / "fingerprint.json"
+
+    @property
+    def check_path(self) -> Path:
+        """Return the path of `check.json`."""
+        return self.path / "check.json"
+
+    @property
+    def statistics_path(self) -> Path:
+        """Return the path of the intensities that were drawn from each case."""
+        return self.path / "statistics.npz"
 
     @property
     def splits_path(self) -> Path:
@@ -91,14 +107,15 @@ class Workspace:
     root: Path
 
     def folder_of(self, source: Path) -> DatasetFolder:
-        """Return the folder of a dataset that is read from `source`."""
-        return DatasetFolder(self.root / "datasets" / source.resolve().name)
+        """Return the folder of a dataset that is read from `source`, a folder or a manifest."""
+        return DatasetFolder(self.root / "datasets" / dataset_name(source.resolve()))
 
     def find(self, dataset: str | Path) -> tuple[DatasetFolder, Path | None]:
-        """Resolve DATASET: a path to raw data, a name, or nnU-Net's number.
+        """Resolve DATASET: a path to raw data or a manifest, a name, or nnU-Net's number.
 
         Returns:
-            The dataset's folder and, where DATASET is a path, the raw data.
+            The dataset's folder and what `read_dataset` is to be given: the path, or the manifest
+            kept in the workspace; None where DATASET is a name whose description was read before.
 
         Raises:
             DatasetError: If nothing fits, or more than one does.
@@ -106,17 +123,17 @@ class Workspace:
         text, path = str(dataset), Path(dataset)
         known = self._known()
         if text in known:
-            return DatasetFolder(known[text]), None
+            return self._named(text)
         if text.isdigit():
             fitting = [name for name in known if _number(name) == int(text)]
             if len(fitting) == 1:
-                return DatasetFolder(known[fitting[0]]), None
+                return self._named(fitting[0])
             if fitting:
                 raise DatasetError(
                     f"dataset number {text} fits {', '.join(fitting)}; give the name instead."
                 )
-        if path.is_dir():
-            return self._unclaimed(path), path
+        if path.is_dir() or path.is_file():
+            return self._at(path)
         names = f"known names: {', '.join(known)}" if known else "it holds no dataset yet"
         raise DatasetError(
             f"no dataset {text!r}: it is neither a folder nor a name or number in the workspace "
@@ -124,24 +141,55 @@ class Workspace:
             "Give the path of the raw data once: medseg plan-and-preprocess PATH."
         )
 
-    def _unclaimed(self, source: Path) -> DatasetFolder:
-        """Return the source's folder, unless another source of the same name has it."""
-        folder = self.folder_of(source)
+    def _named(self, name: str) -> tuple[DatasetFolder, Path | None]:
+        folder = DatasetFolder(self.root / "datasets" / name)
+        return folder, folder.manifest_path if folder.manifest_path.is_file() else None
+
+    def _at(self, path: Path) -> tuple[DatasetFolder, Path]:
+        """Return the folder of what lies at a path, unless another source of that name has it."""
+        folder = self.folder_of(path)
+        source = path
+        if _describes(folder.manifest_path, path) and not _has_manifest(path):
+            source = folder.manifest_path
         if folder.spec_path.is_file():
-            owner = folder.spec().source
-            if Path(owner) != source.resolve() and Path(owner).is_dir():
+            spec = folder.spec()
+            owner = Path(spec.description or spec.source)
+            if not _is_same(spec, path.resolve()) and owner.exists():
                 raise DatasetError(
-                    f"the workspace {self.root} already holds a dataset named {folder.path.name!r} "
-                    f"read from {owner}, not from {source.resolve()}. Rename the folder, or use "
-                    "another --workspace."
+                    f"the workspace {self.root} already holds a dataset named "
+                    f"{folder.path.name!r} read from {owner}, not from {path.resolve()}. Rename "
+                    "one of the two, or use another --workspace."
                 )
-        return folder
+        return folder, source
 
     def _known(self) -> dict[str, Path]:
         folder = self.root / "datasets"
         if not folder.is_dir():
             return {}
-        return {p.name: p for p in sorted(folder.iterdir()) if (p / "dataset.json").is_file()}
+        return {
+            path.name: path
+            for path in sorted(folder.iterdir())
+            if (path / "dataset.json").is_file() or (path / MANIFEST).is_file()
+        }
+
+
+def _is_same(spec: DatasetSpec, path: Path) -> bool:
+    """Return whether a folder or a manifest is what a dataset was read from."""
+    owner, folder = Path(spec.description or spec.source), path if path.is_dir() else path.parent
+    return path == owner or folder in (owner, owner.parent, Path(spec.source))
+
+
+def _has_manifest(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MANIFESTS)
+
+
+def _describes(manifest: Path, folder: Path) -> bool:
+    """Return whether a manifest in the workspace is that of a folder."""
+    if not manifest.is_file():
+        return False
+    values = read_json(manifest)
+    described = values.get("folder") if isinstance(values, dict) else None
+    return isinstance(described, str) and Path(described) == folder.resolve()
 
 
 def _number(name: str) -> int | None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from medseg.data.dataset import parse_labels
+from medseg.data.dataset import parse_labels, scan_dataset
+from medseg.data.layouts.names import MANIFESTS, describing_file
 from medseg.errors import ConfigError, GeometryError, MedsegError, case_context
 from medseg.evaluate.pairs import Pair, pair_files
 from medseg.execute.local import map_cases
 from medseg.io.read import read_segmentation
 from medseg.labels import LabelScheme
 from medseg.metrics.case import NSD_TOLERANCE_MM, evaluate_case, summarize
-from medseg.metrics.overlap import label_values
 from medseg.schema.base import read_json, validate
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.metrics import CaseMetrics, Metrics
+from medseg.values import distinct_values
 
 __all__ = ["evaluate_case", "evaluate_folder", "evaluate_pairs", "find_description"]
 
@@ -84,9 +85,13 @@ def _evaluate(
         values, unreadable = _map(_ReferenceValues(pairs=pairs), list(pairs), workers)
         structures = _structure_per_value(values.values())
     else:
-        structures = dict(scheme.foreground)
+        structures = scheme.structures
     compare = _Comparison(
-        pairs=pairs, structures=structures, scheme=scheme, nsd_tolerance_mm=nsd_tolerance_mm
+        pairs=pairs,
+        structures=structures,
+        scheme=scheme,
+        annotated=_annotated_labels(spec, pairs),
+        nsd_tolerance_mm=nsd_tolerance_mm,
     )
     found, errors = _map(compare, [case for case in pairs if case not in unreadable], workers)
     errors = {**unreadable, **errors}
@@ -101,20 +106,52 @@ def _evaluate(
     return metrics, errors
 
 
+def _annotated_labels(
+    spec: DatasetSpec | None, pairs: Mapping[str, Pair]
+) -> dict[str, tuple[str, ...]]:
+    """Return pair -> names of what was annotated, for the cases that say so.
+
+    A pair belongs to the case whose segmentation is its reference, or to the one of its name.
+    """
+    if spec is None:
+        return {}
+    cases = {
+        case: files for case, files in spec.cases.items() if files.annotated_labels is not None
+    }
+    root = Path(spec.source)
+    by_file = {
+        (root / files.segmentation).resolve(): files
+        for files in cases.values()
+        if files.segmentation
+    }
+    found = {}
+    for case, pair in pairs.items():
+        files = by_file.get(pair.reference.resolve()) if by_file else None
+        files = files or cases.get(case)
+        if files is not None and files.annotated_labels is not None:
+            found[case] = files.annotated_labels
+    return found
+
+
 def find_description(reference: Path) -> DatasetSpec | None:
-    """Return what `dataset.json` in or above the folder of the references says about labels.
+    """Return what a description in or above the folder of the references says about labels.
+
+    That is a manifest (`medseg.json`, `medseg.csv`, `medseg.tsv`) or else `dataset.json`.
 
     Raises:
         ConfigError: If there is such a file and it is not usable.
     """
     folder = reference if reference.is_dir() else reference.parent
-    for path in (folder / "dataset.json", folder.resolve().parent / "dataset.json"):
-        if path.is_file():
+    for place in (folder, folder.resolve().parent):
+        path = describing_file(place)
+        if path is not None:
             return _read_labels(path)
     return None
 
 
 def _read_labels(path: Path) -> DatasetSpec:
+    if path.name in MANIFESTS:
+        return scan_dataset(path)[0]
     description = read_json(path)
     if not isinstance(description, dict):
         raise ConfigError(f"{path}: expected a JSON object, got a {type(description).__name__}")
@@ -153,7 +190,7 @@ class _ReferenceValues:
     def __call__(self, case: str) -> frozenset[int]:
         with case_context(case):
             array = read_segmentation(self.pairs[case].reference).array
-        return frozenset(label_values(array).tolist())
+        return frozenset(distinct_values(array).tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +201,8 @@ class _Comparison:
     structures: Mapping[str, tuple[int, ...]]
     scheme: LabelScheme | None
     nsd_tolerance_mm: float
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Case id -> names of what was annotated, of the cases in which not all of it was."""
 
     def __call__(self, case: str) -> tuple[CaseMetrics, tuple[int, ...]]:
         """Return the measures, and the values of the prediction that belong to no structure."""
@@ -178,14 +217,20 @@ class _Comparison:
                     f"{pair.reference}: {difference}. Predict again from the image the "
                     "reference was drawn on, or resample one of the two."
                 )
-            found = frozenset(label_values(prediction.array).tolist())
+            names = self.annotated.get(case)
+            found = frozenset(distinct_values(prediction.array).tolist())
             if self.scheme is not None:
-                self.scheme.check(label_values(reference.array), str(pair.reference))
+                held = distinct_values(reference.array).tolist()
+                self.scheme.check(held, str(pair.reference), names)
                 self.scheme.check(found, str(pair.prediction))
             scores = evaluate_case(
                 prediction.array,
                 reference.array,
-                structures=self.structures,
+                structures={
+                    name: values
+                    for name, values in self.structures.items()
+                    if names is None or name in names
+                },
                 affine=reference.grid.affine,
                 ignore_label=self.scheme.ignore_label if self.scheme else None,
                 nsd_tolerance_mm=self.nsd_tolerance_mm,

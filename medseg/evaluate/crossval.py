@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medseg.data.splits import NUM_FOLDS, Split, read_splits
+from medseg.data.splits import NUM_FOLDS, SPLIT_FILE, Split, read_splits
 from medseg.errors import ConfigError, DatasetError
 from medseg.evaluate.pairs import list_segmentations
 from medseg.metrics.case import summarize
@@ -17,7 +17,8 @@ from medseg.schema.metrics import CaseMetrics, Metrics
 def crossval(run_dir: Path) -> Metrics:
     """Pool the validation of every fold into `crossval/`, replacing what was there.
 
-    The folds are those of the dataset's `splits.json`, or 0 to 4 where that is not found.
+    There are as many folds as in the dataset's `splits.json`, or 5 where that is not found; each
+    is judged on the cases it was started with.
     Each case counts once, with the prediction of the network that did not learn from it.
 
     Args:
@@ -35,7 +36,7 @@ def crossval(run_dir: Path) -> Metrics:
         raise DatasetError(f"{run_dir}: no such run. Train it, or check the names given.")
     splits = _splits(run_dir)
     folds = _read_folds(run_dir, len(splits) if splits else NUM_FOLDS)
-    _check_cases(run_dir, folds, splits)
+    _check_cases(run_dir, folds, [_own(run_dir, n, splits) for n in range(len(folds))])
     _check_agreement(run_dir, folds)
     predictions = {
         case: file
@@ -64,6 +65,14 @@ def _splits(run_dir: Path) -> list[Split] | None:
     return read_splits(path) if path.is_file() else None
 
 
+def _own(run_dir: Path, number: int, splits: list[Split] | None) -> Split | None:
+    """Return the split a fold was started with, or else that of the dataset."""
+    path = run_dir / f"fold_{number}" / SPLIT_FILE
+    if path.is_file():
+        return read(Split, path)
+    return splits[number] if splits else None
+
+
 def _read_folds(run_dir: Path, num_folds: int) -> dict[str, Metrics]:
     names = [f"fold_{number}" for number in range(num_folds)]
     paths = {name: run_dir / name / "validation" / "metrics.json" for name in names}
@@ -88,13 +97,16 @@ def _read_folds(run_dir: Path, num_folds: int) -> dict[str, Metrics]:
     return {name: read(Metrics, path) for name, path in paths.items()}
 
 
-def _check_cases(run_dir: Path, folds: Mapping[str, Metrics], splits: list[Split] | None) -> None:
+def _check_cases(
+    run_dir: Path, folds: Mapping[str, Metrics], splits: Sequence[Split | None]
+) -> None:
     problems = []
     seen: dict[str, str] = {}
     for number, (name, metrics) in enumerate(folds.items()):
         known = {*metrics.cases, *metrics.failed}
-        if splits:
-            expected = set(splits[number].validation)
+        split = splits[number]
+        if split is not None:
+            expected = set(split.validation)
             problems += [f"  {name}: case {c} was not validated" for c in sorted(expected - known)]
             problems += [f"  {name}: case {c} is not its own" for c in sorted(known - expected)]
         problems += [f"  {name}: case {c} is also in {seen[c]}" for c in sorted(known & set(seen))]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from medseg.errors import MedsegError
+from medseg.execute.resources import free_memory_bytes, num_cpus
 
 T = TypeVar("T")
 
 POOL_START_SECONDS = 3.0
 """Rough time until a spawned worker has imported what it needs."""
+
+
+_MEMORY_SHARE = 0.8
+"""Share of the free memory that cases worked on side by side may take."""
+_WORKER_BYTES = 250_000_000
+"""What a worker process takes before it has a case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +35,12 @@ class Outcome(Generic[T]):
     error: MedsegError | None = None
 
 
-def num_cpus() -> int:
-    """Return the number of processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def map_cases(
-    function: Callable[[str], T], items: Sequence[str], *, workers: int | None = None
+    function: Callable[[str], T],
+    items: Sequence[str],
+    *,
+    workers: int | None = None,
+    needs: Mapping[str, int] | None = None,
 ) -> Iterator[Outcome[T]]:
     """Yield the outcome of `function(item)` for each item, in the order they finish.
 
@@ -47,16 +51,18 @@ def map_cases(
         function: Picklable; gets one item.
         items: Case ids.
         workers: Processes; None uses the processors there are.
+        needs: Item -> estimated memory in bytes. Items run side by side only while their needs
+            fit the memory that is free together; one item alone always runs.
     """
     workers = workers or num_cpus()
-    rest = list(items)
+    rest = deque(items)
     start = time.perf_counter()
     while rest:
-        yield _call(function, rest.pop(0))
+        yield _call(function, rest.popleft())
         done = len(items) - len(rest)
         remaining = (time.perf_counter() - start) / done * len(rest)
         if workers > 1 and remaining * (1 - 1 / workers) > POOL_START_SECONDS * 2:
-            yield from _map_pool(function, rest, workers)
+            yield from _map_pool(function, rest, workers, needs or {})
             return
 
 
@@ -71,23 +77,53 @@ def _call(function: Callable[[str], T], item: str) -> Outcome[T]:
 
 
 def _map_pool(
-    function: Callable[[str], T], items: Sequence[str], workers: int
+    function: Callable[[str], T], items: Sequence[str], workers: int, needs: Mapping[str, int]
 ) -> Iterator[Outcome[T]]:
+    """Map in processes; the items with the largest need come first, as memory allows."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    waiting = deque(sorted(items, key=lambda item: -needs.get(item, 0)))
+    running: dict[Future[Outcome[T]], str] = {}
+    budget = free_memory_bytes() * _MEMORY_SHARE - workers * _WORKER_BYTES
     try:
-        futures: dict[Any, str] = {pool.submit(_call, function, item): item for item in items}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                raise MedsegError(
-                    f"a worker process died at or near case {futures[future]!r}: most often for "
-                    "lack of memory, or because a script that calls medseg has no "
-                    "'if __name__ == \"__main__\":'. Run again with one worker (--workers 1)."
-                ) from None
+        while waiting or running:
+            for item in _startable(waiting, running.values(), workers, needs, budget):
+                running[pool.submit(_call, function, item)] = item
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield _outcome(future, running.pop(future))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _startable(
+    waiting: deque[str],
+    running: Iterable[str],
+    workers: int,
+    needs: Mapping[str, int],
+    budget: float,
+) -> Iterator[str]:
+    """Take from `waiting` what may run now: the first that fits, in order; one in any case."""
+    taken = list(running)
+    left = budget - sum(needs.get(item, 0) for item in taken)
+    for item in list(waiting):
+        if len(taken) == workers:
+            return
+        if not taken or needs.get(item, 0) <= left:
+            waiting.remove(item)
+            taken.append(item)
+            left -= needs.get(item, 0)
+            yield item
+
+
+def _outcome(future: Future[Outcome[T]], item: str) -> Outcome[T]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise MedsegError(
+            f"a worker process died at or near case {item!r}: most often for lack of memory, or "
+            "because a script that calls medseg has no 'if __name__ == \"__main__\":'. Run again "
+            "with one worker (--workers 1)."
+        ) from None
 
 
 def _one_thread() -> None:

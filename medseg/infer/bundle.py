@@ -137,7 +137,10 @@ def write_bundle(
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     try:
         part.chmod(0o755)
-        write(part / "dataset.json", spec.model_copy(update={"cases": {}, "source": ""}))
+        write(
+            part / "dataset.json",
+            spec.model_copy(update={"cases": {}, "source": "", "description": ""}),
+        )
         write(part / "plans.json", plans.model_copy(update={"configurations": chosen}))
         _write_weights(part, weights)
         manifest = BundleManifest(

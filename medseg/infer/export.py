@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medseg.geometry import SpatialRecord
 from medseg.labels import LabelScheme
 from medseg.resample import resize_slab, separate_axis
+from medseg.values import value_counts
 
 SLAB_ELEMENTS = 2**24
 """Largest number of logits resampled at once: what export needs beyond its input and output."""
@@ -23,8 +24,8 @@ SLAB_ELEMENTS = 2**24
 
 def segmentation_from_logits(
     logits: torch.Tensor, record: SpatialRecord, labels: LabelScheme
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the label map on the image's own grid.
+) -> NDArray[np.integer[Any]]:
+    """Return the label map on the image's own grid, with the values of the dataset's files.
 
     Logits are resampled linearly to the cropped image, slab by slab, so memory does not grow with
     classes times image size; each voxel takes its label, voxels outside the crop are background.
@@ -35,12 +36,13 @@ def segmentation_from_logits(
         labels: What the L channels mean.
 
     Returns:
-        (I, J, K) array of the smallest unsigned type that holds the labels.
+        (I, J, K) array of the smallest type that holds the dataset's values.
     """
-    segmentation = np.zeros(record.shape_image, dtype=labels.dtype)
+    segmentation: NDArray[np.integer[Any]]
+    segmentation = np.full(record.shape_image, labels.background, dtype=labels.value_dtype)
     box = record.to_network_axes(segmentation)[_box(record)]
     for rows, slab in _slabs(logits, record):
-        box[rows] = labels.segment(slab)
+        box[rows] = labels.to_values(labels.segment(slab))
     return segmentation
 
 
@@ -69,22 +71,23 @@ def probabilities_from_logits(
 
 
 def volumes_ml(
-    segmentation: NDArray[np.unsignedinteger[Any]],
+    segmentation: NDArray[np.integer[Any]],
     affine: NDArray[np.float64],
     labels: LabelScheme,
 ) -> dict[str, float]:
     """Return the volume of every structure in millilitres; a region is the sum of its labels.
 
     Args:
-        segmentation: (I, J, K) label map.
+        segmentation: (I, J, K) label map with the values of files.
         affine: (4, 4) voxel to mm.
         labels: Structures and their label values.
     """
-    counts = np.bincount(segmentation.ravel(), minlength=int(np.iinfo(labels.dtype).max) + 1)
+    values, numbers = value_counts(segmentation)
+    counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     voxel_ml = abs(float(np.linalg.det(np.asarray(affine)[:3, :3]))) / 1000
     return {
-        name: float(sum(int(counts[value]) for value in set(values))) * voxel_ml
-        for name, values in labels.foreground.items()
+        name: float(sum(counts.get(value, 0) for value in set(values))) * voxel_ml
+        for name, values in labels.structures.items()
     }
 
 

@@ -13,7 +13,9 @@ from pydantic import Field
 from medseg.data.dataset import group_channels
 from medseg.errors import DatasetError, MedsegError
 from medseg.infer.model import CaseError, Model, Result, Tta
+from medseg.io.image import PICTURE_ENDINGS, TIFF_ENDINGS
 from medseg.io.read import read_channels, split_ending
+from medseg.io.write import output_ending
 from medseg.schema.base import FORMAT_VERSION, Schema, write
 
 logger = logging.getLogger(__name__)
@@ -68,11 +70,13 @@ def collect_cases(
 ) -> dict[str, tuple[Path, ...]]:
     """Return the cases that folders and files hold.
 
-    Images are opened only where one file has to hold several channels (along a fourth axis).
+    Images are opened only where one file has to hold several channels (as colours, or along a
+    fourth axis).
 
     Args:
         inputs: Folders (their own files, not those of sub-folders) and image files. A case is
-            CASE_NNNN.ending (exactly four digits) per channel; no suffix means one channel.
+            CASE_NNNN.ending (exactly four digits) per channel; no suffix means one channel, or all
+            of them in one file. Endings may differ, also within a case.
         channels: Names of the channels every case must have.
 
     Returns:
@@ -106,8 +110,8 @@ def predict_folder(
 ) -> tuple[PredictionRow, ...]:
     """Predict every case of folders and files into a folder.
 
-    Each segmentation is written whole, as CASE with its image's ending, on its image's grid;
-    `summary.json` beside them has one row per case, also when the run is interrupted.
+    Each segmentation is written whole, as CASE with its image's ending (PNG for JPEG), on its
+    image's grid; `summary.json` beside them has one row per case, also when the run is interrupted.
 
     Args:
         model: A loaded model.
@@ -228,11 +232,18 @@ def _case_problem(case: str, found: list[tuple[int, Path]], channels: Sequence[s
 
 
 def _holds_all(case: str, found: list[tuple[int, Path]], channels: Sequence[str]) -> bool:
-    """Return whether a single file without channel number has every channel along a fourth axis."""
-    if len(found) > 1 or split_ending(found[0][1].name)[0] != case:
+    """Return whether fewer files than channels hold them all, as colours or along a fourth axis.
+
+    That may be a single file without channel number, or pictures with or without.
+    """
+    paths = [path for _, path in found]
+    stem, ending = split_ending(paths[0].name)
+    is_picture = ending in PICTURE_ENDINGS or ending in TIFF_ENDINGS
+    in_order = [number for number, _ in found] == list(range(len(found)))
+    if not in_order or len(found) >= len(channels) or not (is_picture or stem == case):
         return False
     try:
-        return len(read_channels([found[0][1]]).array) == len(channels)
+        return len(read_channels(paths).array) == len(channels)
     except DatasetError:
         return True  # damaged: its own error is reported when its turn comes
 
@@ -242,7 +253,8 @@ def _targets(cases: dict[str, tuple[Path, ...]], output: Path) -> dict[str, Path
     if output.exists() and not output.is_dir():
         raise DatasetError(f"{output}: is a file; expected a folder for the results.")
     targets = {
-        case: output / (case + split_ending(paths[0].name)[1]) for case, paths in cases.items()
+        case: output / (case + output_ending(split_ending(paths[0].name)[1]))
+        for case, paths in cases.items()
     }
     inputs = {path.resolve() for paths in cases.values() for path in paths}
     clashes = [

@@ -17,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medseg.errors import ConfigError, DatasetError, MedsegError, case_context, near_names
+from medseg.errors import (
+    BundleError,
+    ConfigError,
+    DatasetError,
+    MedsegError,
+    case_context,
+    near_names,
+)
 from medseg.geometry import Grid, SpatialRecord
 from medseg.infer.bundle import Bundle, check_supported, find_bundle, read_bundle
 from medseg.infer.export import probabilities_from_logits, segmentation_from_logits, volumes_ml
@@ -47,8 +54,8 @@ class Result:
 
     case: str
     """Name of the case."""
-    segmentation: NDArray[np.unsignedinteger[Any]]
-    """(I, J, K) label map."""
+    segmentation: NDArray[np.integer[Any]]
+    """(I, J, K) label map with the values of the dataset's files."""
     probabilities: NDArray[np.float32] | None
     """(L, I, J, K), on request."""
     affine: NDArray[np.float64]
@@ -181,6 +188,7 @@ class Model:
         self.folds = tuple(folds)
         self.device = device
         self._networks = tuple(networks)
+        self._swaps = self._paired_channels()
         self._dtype = None if is_exact else autocast_dtype(device, "auto")
         self._tile_batch = 1 if is_exact else self._default_tile_batch()
         self._lock = threading.Lock()
@@ -297,7 +305,8 @@ class Model:
         if options.probabilities:
             probabilities = probabilities_from_logits(logits, ready.record, self.labels)
         volumes = volumes_ml(segmentation, ready.grid.affine, self.labels)
-        nothing = () if segmentation.any() else ("no structure was found",)
+        is_empty = bool((segmentation == self.labels.background).all())
+        nothing = ("no structure was found",) if is_empty else ()
         return Result(
             case=ready.name,
             segmentation=segmentation,
@@ -319,11 +328,29 @@ class Model:
                 self.bundle.configuration.patch_size,
                 num_logits=self.labels.num_logits,
                 mirror_axes=mirror_axes,
+                swap_axes=self.bundle.manifest.semantics.swap_axes,
+                swaps=self._swaps,
                 step=options.step,
                 tile_batch=self._tile_batch,
                 device=self.device,
                 dtype=self._dtype,
             )
+
+    def _paired_channels(self) -> tuple[tuple[int, int], ...]:
+        """Return the logit channels that change places where left and right were exchanged.
+
+        Raises:
+            BundleError: If the bundle mirrors so but its plans do not name the pairs.
+        """
+        if not self.bundle.manifest.semantics.swap_axes:
+            return ()
+        sides = self.bundle.plans.left_right
+        if sides is None or not sides.pairs:
+            raise BundleError(
+                f"{self.bundle.folder}: labels change places when mirrored (semantics.swap_axes), "
+                "but plans.json has no left_right.pairs. Write the bundle again."
+            )
+        return self.labels.channel_pairs(sides.pairs)
 
     def _mirror_axes(self, ready: _Ready, options: Options) -> tuple[int, ...]:
         """Return the axes to mirror; `auto` decides by the work it takes and says so."""

@@ -30,6 +30,8 @@ class _Pass:
 
     networks: tuple[nn.Module, ...]
     flips: tuple[tuple[int, ...], ...]
+    channels: tuple[torch.Tensor | None, ...]
+    """For each flip the channel that each channel is read from; None: its own."""
     num_logits: int
     device: torch.device
     dtype: torch.dtype | None
@@ -46,6 +48,27 @@ def mirror_subsets(mirror_axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(subset for count in range(len(axes) + 1) for subset in combinations(axes, count))
 
 
+def swapped_channels(
+    flips: Sequence[Sequence[int]],
+    num_logits: int,
+    *,
+    swap_axes: Sequence[int],
+    swaps: Sequence[tuple[int, int]],
+) -> tuple[tuple[int, ...] | None, ...]:
+    """Return, for each mirroring, which channel each channel is read from; None: its own.
+
+    Left and right change places where an odd number of `swap_axes` is mirrored.
+
+    Examples:
+        >>> swapped_channels([(), (0,), (0, 1)], 4, swap_axes=(0,), swaps=[(1, 3)])
+        (None, (0, 3, 2, 1), (0, 3, 2, 1))
+    """
+    partner = {a: b for pair in swaps for a, b in (pair, pair[::-1])}
+    order = tuple(partner.get(channel, channel) for channel in range(num_logits))
+    is_odd = [sum(axis in swap_axes for axis in axes) % 2 == 1 for axes in flips]
+    return tuple(order if partner and odd else None for odd in is_odd)
+
+
 def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but three by keyword
     networks: Sequence[nn.Module],
     image: torch.Tensor,
@@ -53,6 +76,8 @@ def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but
     *,
     num_logits: int,
     mirror_axes: Sequence[int] = (),
+    swap_axes: Sequence[int] = (),
+    swaps: Sequence[tuple[int, int]] = (),
     step: float = 0.5,
     tile_batch: int = 1,
     device: torch.device | str = "cpu",
@@ -73,6 +98,9 @@ def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but
             along network axis 0.
         num_logits: Channels the networks return (L).
         mirror_axes: Axes of the tile that are mirrored, in all combinations.
+        swap_axes: Axes of the tile whose mirroring exchanges left and right.
+        swaps: Pairs of channels, left and right form of the same thing, that change places in the
+            logits of an image whose left and right were exchanged.
         step: Largest shift between tiles, as a fraction of the tile in (0, 1].
         tile_batch: Tiles evaluated at once.
         device: Where the networks are.
@@ -90,8 +118,13 @@ def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but
         Behaviour of nnU-Net v2's predictor, with float32 in place of its float16 sums.
     """
     _check(networks, image, tile, mirror_axes, tile_batch)
-    flips = mirror_subsets(mirror_axes)
-    run = _Pass(tuple(networks), flips, num_logits, torch.device(device), dtype)
+    _check_swaps(tile, num_logits, swap_axes, swaps)
+    flips, target = mirror_subsets(mirror_axes), torch.device(device)
+    channels = tuple(
+        None if order is None else torch.tensor(order, device=target)
+        for order in swapped_channels(flips, num_logits, swap_axes=swap_axes, swaps=swaps)
+    )
+    run = _Pass(tuple(networks), flips, channels, num_logits, target, dtype)
     lacks = padding(image.shape[1:], tile)
     padded = functional.pad(image, [amount for pair in reversed(lacks) for amount in pair])
     indices = tile_indices(padded.shape[1:], tile, step)
@@ -125,6 +158,21 @@ def _check(
         raise ValueError(f"mirror_axes must be axes of the tile {tile}, got {tuple(mirror_axes)}")
     if tile_batch < 1:
         raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
+
+
+def _check_swaps(
+    tile: tuple[int, ...],
+    num_logits: int,
+    swap_axes: Sequence[int],
+    swaps: Sequence[tuple[int, int]],
+) -> None:
+    if any(not 0 <= axis < len(tile) for axis in swap_axes):
+        raise ValueError(f"swap_axes must be axes of the tile {tile}, got {tuple(swap_axes)}")
+    swapped = [channel for pair in swaps for channel in pair]
+    if len(set(swapped)) < len(swapped) or not set(swapped) <= set(range(num_logits)):
+        raise ValueError(
+            f"swaps must be pairs of the {num_logits} channels, each in one pair, got {swaps}"
+        )
 
 
 @contextmanager
@@ -224,13 +272,15 @@ def _run(run: _Pass, tiles: torch.Tensor) -> torch.Tensor:
     total: torch.Tensor | None = None
     autocast = torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None)
     with autocast:
-        for axes in run.flips:
+        for axes, channels in zip(run.flips, run.channels, strict=True):
             dims = [axis + 2 for axis in axes]
             mirrored = torch.flip(tiles, dims) if dims else tiles
             for network in run.networks:
                 output = network(mirrored)
                 logits = output[0] if isinstance(output, (list, tuple)) else output
                 logits = torch.flip(logits.float(), dims) if dims else logits.float()
+                if channels is not None:
+                    logits = logits.index_select(1, channels)
                 total = logits if total is None else total + logits
     if total is None or total.shape[1] != run.num_logits:
         found = None if total is None else tuple(total.shape)

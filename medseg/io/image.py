@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,13 @@ from medseg.geometry import Affine, Grid
 
 NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr", ".img")
 """Endings read and written as NIfTI; `.hdr` and `.img` are the two files of one image."""
-ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
+"""Endings of flat pictures in grey or colour."""
+TIFF_ENDINGS = (".tif", ".tiff")
+"""Endings of TIFF files: pictures, and stacks of them."""
+ENDINGS = (
+    *NIFTI_ENDINGS, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", *PICTURE_ENDINGS, *TIFF_ENDINGS
+)  # fmt: skip
 """Endings of the image files medseg knows, the longest of a family first."""
 
 
@@ -80,6 +86,8 @@ class Header:
     """Present where the image came from a NIfTI file."""
     itk: ItkGeometry | None = None
     """Present where the image came through ITK."""
+    has_spacing: bool = True
+    """False for pictures of which nothing tells how large a pixel is; 1 mm is assumed then."""
 
     @classmethod
     def of_grid(cls, grid: Grid) -> Header:
@@ -122,10 +130,18 @@ class Stored:
     """What a reader finds: values as stored, and how to scale them."""
 
     array: NDArray[Any]
-    """(I, J, K), or (I, J, K, T) where the file holds a series; any real type and byte order."""
+    """(I, J, K), or (I, J, K, N) where the file holds several values per voxel; any real type and
+    byte order."""
     header: Header
     slope: float = 1.0
     inter: float = 0.0
+    fourth: Literal["series", "colours", "values"] = "series"
+    """What the fourth axis holds, if there is one: volumes, red, green and blue, or other values
+    of one voxel."""
+    palette: NDArray[np.uint8] | None = None
+    """(n, 4) red, green, blue and opacity of each value, where a picture has a palette."""
+    is_lossy: bool = False
+    """Whether the format changes values, as JPEG does."""
 
 
 def unreadable(path: Path, found: str, expected: str = "") -> DatasetError:

@@ -15,6 +15,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medseg.errors import DatasetError
+from medseg.io.colour import OPAQUE, without_opacity
+from medseg.io.gunzip import GunzipFile
 from medseg.io.image import Header, NiftiGeometry, Stored, check_length, plain, unreadable
 
 nib: Any = nibabel
@@ -25,6 +27,7 @@ _LARGEST_NIFTI1_AXIS = 32767
 _LARGEST_GZIP_RATIO = 1100
 _GZIP_LEVEL = 3
 _SCANNER = 1
+_FORM_CODES = {0, 1, 2, 3, 4, 5}
 
 
 def read(path: Path) -> Stored:
@@ -53,7 +56,7 @@ def read(path: Path) -> Stored:
         return _stored(array, header, path)
     except DatasetError:
         raise
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error) as error:
         raise unreadable(path, _compression_problem(path, error)) from None
     except (HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise unreadable(path, f"its NIfTI header is not valid ({error})") from None
@@ -76,7 +79,7 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 def _open(path: Path) -> Any:
     if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
+        return GunzipFile(path)
     return open(path, "rb")
 
 
@@ -106,7 +109,27 @@ def _parse_header(file: Any, path: Path) -> Any:
         raise unreadable(path, f"it does not begin with a NIfTI header{hint}")
     if len(block) < length:
         raise unreadable(path, f"its header has {len(block)} bytes", f"{length}")
-    return kind(block)
+    header = kind(block, check=False)
+    return header if _is_in_order(header) else kind(block)
+
+
+def _is_in_order(header: Any) -> bool:
+    """Return whether nibabel's checks, which are slow, would find nothing to mend or refuse."""
+    if "sform_code" not in header:
+        return False
+    raw = header.structarr
+    offset = raw["vox_offset"].item()
+    smallest = raw.nbytes + 4 if raw["magic"].item().startswith(b"n+") else 0
+    code, known = raw["datatype"].item(), header._data_type_codes
+    return bool(
+        code in known
+        and raw["bitpix"] == known.dtype[code].itemsize * 8
+        and abs(raw["pixdim"][0]) == 1
+        and (raw["pixdim"][1:4] > 0).all()
+        and {raw["qform_code"].item(), raw["sform_code"].item()} <= _FORM_CODES
+        and offset % 16 == 0
+        and offset >= smallest
+    )
 
 
 def _read_array(file: Any, header: Any, path: Path) -> NDArray[Any]:
@@ -129,12 +152,12 @@ def _read_array(file: Any, header: Any, path: Path) -> NDArray[Any]:
 
 def _real_type(header: Any, path: Path) -> np.dtype[Any]:
     dtype: np.dtype[Any] = header.get_data_dtype()
-    if dtype.kind not in "iuf":
+    if dtype.kind not in "iuf" and not dtype.fields:
         code = int(header["datatype"])
-        name = "RGB" if dtype.fields else "complex" if dtype.kind == "c" else "unusual"
+        name = "complex" if dtype.kind == "c" else "unusual"
         raise DatasetError(
             f"{path}: holds {name} values (NIfTI data type {code}); expected one real number per "
-            "voxel. Convert it to one file per channel."
+            "voxel. Convert it to one file per part."
         )
     return dtype
 
@@ -151,7 +174,7 @@ def _fill(file: Any, buffer: memoryview) -> int:
 
 
 def _remaining(file: Any) -> int:
-    return sum(len(block) for block in iter(lambda: file.read(2**20), b""))
+    return sum(len(block) for block in iter(lambda: file.read(2**14), b""))
 
 
 def _stored(array: NDArray[Any], header: Any, path: Path) -> Stored:
@@ -160,14 +183,17 @@ def _stored(array: NDArray[Any], header: Any, path: Path) -> Stored:
     slope, inter = header.get_slope_inter()
     nifti = _geometry(header) if "sform_code" in header else None
     scale = _MM_PER_UNIT.get(nifti.xyzt_units & 7, 1.0) if nifti else 1.0
-    affine = np.diag([scale, scale, scale, 1.0]) @ header.get_best_affine()
+    affine = np.diag([scale, scale, scale, 1.0]) @ _affine(header, nifti)
     name = path.name.lower()
+    shape = shape if array.ndim == 3 else shape[:3]
+    is_rgb = bool(array.dtype.fields)
     return Stored(
-        array=array,
+        array=_colours(array, path) if is_rgb else array,
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),
+        fourth="colours" if is_rgb else "series",
         header=Header(
-            shape=shape if array.ndim == 3 else shape[:3],
+            shape=shape,
             affine=plain(affine),
             ending=".nii.gz" if name.endswith(".gz") else path.suffix.lower(),
             nifti=nifti,
@@ -189,19 +215,41 @@ def _spatial(array: NDArray[Any], path: Path) -> NDArray[Any]:
     return array.reshape(shape, order="F")
 
 
+def _colours(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """Return (I, J, K, 3) of (I, J, K) records of red, green, blue and perhaps opacity."""
+    names = array.dtype.names or ()
+    if array.ndim != 3:
+        raise DatasetError(
+            f"{path}: holds a series of {array.shape[3]} volumes in colours; expected one. "
+            "Save one volume per file."
+        )
+    colours = np.stack([array[name] for name in names], axis=-1)
+    return without_opacity(colours, OPAQUE, str(path)) if len(names) == 4 else colours
+
+
+def _affine(header: Any, nifti: NiftiGeometry | None) -> NDArray[np.float64]:
+    if nifti is not None and nifti.sform_code > 0:
+        return np.array([*nifti.sform, (0.0, 0.0, 0.0, 1.0)])
+    best: NDArray[np.float64] = header.get_best_affine()
+    return best
+
+
 def _geometry(header: Any) -> NiftiGeometry:
+    raw = header.structarr
+    fields = dict(zip(raw.dtype.names, raw.item(), strict=True))
+
     def floats(*names: str) -> tuple[float, ...]:
-        return tuple(float(header[name]) for name in names)
+        return tuple(float(fields[name]) for name in names)
 
     return NiftiGeometry(
-        version=2 if int(header["sizeof_hdr"]) == 540 else 1,
-        pixdim=tuple(float(value) for value in header["pixdim"]),
-        xyzt_units=int(header["xyzt_units"]),
-        qform_code=int(header["qform_code"]),
-        sform_code=int(header["sform_code"]),
+        version=2 if fields["sizeof_hdr"] == 540 else 1,
+        pixdim=tuple(raw["pixdim"].tolist()),
+        xyzt_units=fields["xyzt_units"],
+        qform_code=fields["qform_code"],
+        sform_code=fields["sform_code"],
         quaternion=floats("quatern_b", "quatern_c", "quatern_d"),
         offset=floats("qoffset_x", "qoffset_y", "qoffset_z"),
-        sform=tuple(tuple(float(v) for v in header[f"srow_{axis}"]) for axis in "xyz"),
+        sform=tuple(tuple(raw[f"srow_{axis}"].tolist()) for axis in "xyz"),
     )
 
 

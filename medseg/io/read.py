@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,38 @@ from numpy.typing import NDArray
 
 from medseg.errors import DatasetError, GeometryError
 from medseg.geometry import Grid
-from medseg.io.image import ENDINGS, NIFTI_ENDINGS, Image, Stored, split_ending
+from medseg.io.colour import in_colours, one_channel
+from medseg.io.image import (
+    ENDINGS,
+    NIFTI_ENDINGS,
+    PICTURE_ENDINGS,
+    TIFF_ENDINGS,
+    Image,
+    Stored,
+    split_ending,
+)
 
-__all__ = ["ENDINGS", "read_channels", "read_image", "read_segmentation", "split_ending"]
+__all__ = [
+    "ENDINGS", "read_channels", "read_image", "read_segmentation", "read_stored", "split_ending"
+]  # fmt: skip
 
 _INTEGER_TOLERANCE = 1e-4
+_LABELS = (-(2**31), 2**32 - 1)
+_SLAB_VOXELS = 2**20
+"""Voxels scaled at a time, in double precision."""
+
+
+def read_stored(path: str | Path) -> Stored:
+    """Read a file as it is: values as stored, how they are scaled, where they lie.
+
+    Returns:
+        Array (I, J, K), or (I, J, K, N) where the file holds several values per voxel. A picture
+        with a palette holds its indices.
+
+    Raises:
+        DatasetError: If the file cannot be read whole.
+    """
+    return _load(Path(path))
 
 
 def read_image(path: str | Path) -> Image:
@@ -25,7 +53,8 @@ def read_image(path: str | Path) -> Image:
         Array (I, J, K) float32, scaled as the file says; a slice becomes (I, J, 1).
 
     Raises:
-        DatasetError: If the file cannot be read whole, or holds NaN or infinite values.
+        DatasetError: If the file cannot be read whole, or holds NaN or infinite values, or several
+            values per voxel.
     """
     stored = _load(Path(path))
     return image_of(stored, str(path))
@@ -34,10 +63,12 @@ def read_image(path: str | Path) -> Image:
 def image_of(stored: Stored, origin: str) -> Image:
     """Return what a reader found as one image of intensities; see `read_image`."""
     grid = _grid(stored, origin)
-    _check_volume(stored, origin)
+    stored = in_colours(stored, origin)
+    if stored.array.ndim != 3:
+        raise _several_values(stored, origin)
     out = _empty(grid.shape)
     _scale_into(out, stored.array, stored)
-    _check_finite(out, origin)
+    _check_finite(out, stored, origin)
     return Image(array=out, grid=grid, header=stored.header)
 
 
@@ -45,7 +76,8 @@ def read_channels(paths: Sequence[str | Path]) -> Image:
     """Read the channels of one case.
 
     Args:
-        paths: One file per channel; or one file that holds the channels along its fourth axis.
+        paths: One file per channel; a file may also hold several, as colours or along its fourth
+            axis. The channels of all files follow one another.
 
     Returns:
         Array (C, I, J, K) float32, with grid and header of the first file.
@@ -56,20 +88,16 @@ def read_channels(paths: Sequence[str | Path]) -> Image:
     """
     if not paths:
         raise DatasetError("got no image files; expected one per channel")
-    stored = _load(Path(paths[0]))
-    grid = _grid(stored, str(paths[0]))
-    if len(paths) == 1 and stored.array.ndim == 4:
-        return _stack(stored, grid, str(paths[0]))
-    _check_volume(stored, str(paths[0]))
-    header = stored.header
-    out = _empty(grid.shape, len(paths))
+    stored = in_colours(_load(Path(paths[0])), str(paths[0]))
+    grid, header = _grid(stored, str(paths[0])), stored.header
+    out, filled = _empty(grid.shape, _num_channels(stored) + len(paths) - 1), 0
     for number, path in enumerate(paths):
         if number:
-            stored = _load(Path(path))
-            _check_volume(stored, str(path))
+            del stored  # so that two files are never held at once
+            stored = in_colours(_load(Path(path)), str(path))
             _check_same_grid(grid, _grid(stored, str(path)), paths[0], path)
-        _scale_into(out[number], stored.array, stored)
-        _check_finite(out[number], str(path))
+            out = _with_room(out, filled, filled + _num_channels(stored) + len(paths) - number - 1)
+        filled = _append(out, filled, stored, str(path))
     return Image(array=out, grid=grid, header=header)
 
 
@@ -77,65 +105,118 @@ def read_segmentation(path: str | Path) -> Image:
     """Read one label map.
 
     Returns:
-        Array (I, J, K) of the smallest unsigned integer type that holds its values. Values within
-        1e-4 of an integer, as scaling leaves them, count as that integer.
+        Array (I, J, K) of the smallest integer type that holds its values, unsigned if none is
+        negative. Values within 1e-4 of an integer, as scaling leaves them, count as that integer.
 
     Raises:
-        DatasetError: If the file cannot be read whole, or a value is negative or no integer.
+        DatasetError: If the file cannot be read whole or holds several values per voxel, or a value
+            is no integer or beyond 32 bits.
     """
     stored = _load(Path(path))
     grid = _grid(stored, str(path))
-    _check_volume(stored, str(path))
-    array = stored.array
-    if array.dtype.kind == "f" or (stored.slope, stored.inter) != (1.0, 0.0):
-        array = _integers(array * np.float64(stored.slope) + stored.inter, str(path))
-    smallest, largest = array.min(), array.max()
-    if smallest < 0:
-        count = int(np.count_nonzero(array < 0))
+    if stored.array.ndim != 3:
+        raise _several_values(stored, str(path), is_label=True)
+    if stored.is_lossy:
         raise DatasetError(
-            f"{path}: {count} of {array.size} voxels are negative (smallest {smallest:g}); "
-            "expected label values from 0 up. Replace them, for instance by the ignore label."
+            f"{path}: is a JPEG file, which changes the values at edges; expected a label map as "
+            "it was drawn. Export it again as PNG."
         )
-    labels = array.astype(np.min_scalar_type(int(largest)), copy=False)
-    return Image(array=labels, grid=grid, header=stored.header)
+    if stored.array.dtype.kind == "f" or (stored.slope, stored.inter) != (1.0, 0.0):
+        return Image(array=_rounded(stored, str(path)), grid=grid, header=stored.header)
+    dtype = stored.array.dtype
+    if dtype != np.uint8:
+        dtype = _smallest_type(int(stored.array.min()), int(stored.array.max()), str(path))
+    return Image(array=stored.array.astype(dtype, copy=False), grid=grid, header=stored.header)
 
 
-def _integers(values: NDArray[np.float64], path: str) -> NDArray[np.float64]:
-    rounded = np.rint(values)
-    with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(values - rounded) <= _INTEGER_TOLERANCE)
-    count = int(np.count_nonzero(wrong))
-    if count:
+def _smallest_type(smallest: int, largest: int, path: str) -> np.dtype[Any]:
+    """Return the smallest integer type for label values of a range."""
+    if smallest < _LABELS[0] or largest > (_LABELS[1] if smallest >= 0 else -_LABELS[0] - 1):
         raise DatasetError(
-            f"{path}: {count} of {values.size} voxels are no integers (for example "
-            f"{values[wrong][0]:.6g}); expected label values. Is this the image, or was the "
+            f"{path}: holds values from {smallest} to {largest}; expected label values of 32 bits. "
+            "Is this the image? Give the label map."
+        )
+    if smallest >= 0:
+        return np.min_scalar_type(largest)
+    return next(
+        np.dtype(kind)
+        for kind in (np.int8, np.int16, np.int32)
+        if np.iinfo(kind).min <= smallest and largest <= np.iinfo(kind).max
+    )
+
+
+def _rounded(stored: Stored, path: str) -> NDArray[Any]:
+    """Return scaled or real values as integers, or say which are none."""
+    ranges, wrong, example = [], 0, 0.0
+    for rows in _slabs(stored.array):
+        values = stored.array[rows] * np.float64(stored.slope) + stored.inter
+        rounded = np.rint(values)
+        with np.errstate(invalid="ignore"):
+            bad = ~(np.abs(values - rounded) <= _INTEGER_TOLERANCE)
+        if bad.any():
+            example = example if wrong else float(values[bad][0])
+            wrong += int(np.count_nonzero(bad))
+        else:
+            ranges += [rounded.min(), rounded.max()]
+    if wrong:
+        raise DatasetError(
+            f"{path}: {wrong} of {stored.array.size} voxels are no integers (for example "
+            f"{example:.6g}); expected label values. Is this the image, or was the "
             "segmentation interpolated? Export it again with nearest-neighbour interpolation."
         )
-    return rounded
+    out = np.empty_like(
+        stored.array, dtype=_smallest_type(int(min(ranges)), int(max(ranges)), path)
+    )
+    for rows in _slabs(stored.array):
+        out[rows] = np.rint(stored.array[rows] * np.float64(stored.slope) + stored.inter)
+    return out
+
+
+def _slabs(array: NDArray[Any]) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield slabs along K that together are the array."""
+    step = max(_SLAB_VOXELS // (array.shape[0] * array.shape[1]), 1)
+    for start in range(0, array.shape[2], step):
+        yield slice(None), slice(None), slice(start, start + step)
 
 
 def _load(path: Path) -> Stored:
     """Check that there is a file, and hand it to the reader of its format."""
-    if path.is_dir():
-        raise DatasetError(f"{path}: is a folder; expected an image file. Give the file itself.")
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file. Check the name, or add the file.")
-    _, ending = split_ending(path.name)
     try:
-        if path.stat().st_size == 0:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DatasetError(
+                f"{path}: is a folder; expected an image file. Give the file itself."
+            )
+        reader = _reader(split_ending(path.name)[1])
+        if status.st_size == 0:
             raise DatasetError(f"{path}: the file is empty (0 bytes). Copy or export it again.")
-        if ending in NIFTI_ENDINGS:
-            from medseg.io import nifti
-
-            return nifti.read(path)
-        from medseg.io import sitk
-
-        return sitk.read(path)
+        return reader(path)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file. Check the name, or add the file.") from None
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be read ({error.strerror or error}). Check the file and its access "
             "rights."
         ) from None
+
+
+def _reader(ending: str) -> Callable[[Path], Stored]:
+    """Return the function that reads a format; its library is imported only now."""
+    if ending in NIFTI_ENDINGS:
+        from medseg.io import nifti
+
+        return nifti.read
+    if ending in PICTURE_ENDINGS:
+        from medseg.io import picture
+
+        return picture.read
+    if ending in TIFF_ENDINGS:
+        from medseg.io import tiff
+
+        return tiff.read
+    from medseg.io import sitk
+
+    return sitk.read
 
 
 def _grid(stored: Stored, origin: str) -> Grid:
@@ -145,12 +226,31 @@ def _grid(stored: Stored, origin: str) -> Grid:
         raise GeometryError(f"{origin}: {error}. Correct the header of the file.") from None
 
 
-def _check_volume(stored: Stored, origin: str) -> None:
-    if stored.array.ndim != 3:
-        raise DatasetError(
-            f"{origin}: holds a series of {stored.array.shape[3]} volumes, shape "
-            f"{stored.array.shape}; expected one volume (I, J, K). Save one volume per file."
+def _several_values(stored: Stored, origin: str, *, is_label: bool = False) -> DatasetError:
+    """Return the error for a file of several values per voxel where one was expected."""
+    *_, count = stored.array.shape
+    if stored.fourth == "series":
+        return DatasetError(
+            f"{origin}: holds a series of {count} volumes, shape {stored.array.shape}; expected "
+            "one volume (I, J, K). Save one volume per file."
         )
+    what = "an RGB label" if stored.fourth == "colours" else f"{count} channels"
+    if not is_label:
+        return DatasetError(
+            f"{origin}: holds several values per voxel ({count}, shape {stored.array.shape}); "
+            "expected one. Convert it to one file per channel."
+        )
+    if one_channel(stored) is not None:
+        advice = (
+            "All channels are equal, so one of them is the label map: `medseg dataset check --fix` "
+            "writes it."
+        )
+    else:
+        advice = "Save it with one integer per voxel: grey, or a palette whose indices are labels."
+    return DatasetError(
+        f"{origin}: is {what}: it holds {count} values per voxel, shape {stored.array.shape}; "
+        f"expected one label value. {advice}"
+    )
 
 
 def _check_same_grid(first: Grid, grid: Grid, path_first: str | Path, path: str | Path) -> None:
@@ -162,13 +262,32 @@ def _check_same_grid(first: Grid, grid: Grid, path_first: str | Path, path: str 
         )
 
 
-def _stack(stored: Stored, grid: Grid, path: str) -> Image:
-    """Return the volumes of one file as channels."""
-    out = _empty(grid.shape, stored.array.shape[3])
-    for number, channel in enumerate(out):
+def _num_channels(stored: Stored) -> int:
+    return int(stored.array.shape[3]) if stored.array.ndim == 4 else 1
+
+
+def _append(out: NDArray[np.float32], filled: int, stored: Stored, path: str) -> int:
+    """Write the channels of one file behind those that are there; return how many there are."""
+    if stored.array.ndim == 3:
+        _scale_into(out[filled], stored.array, stored)
+        _check_finite(out[filled], stored, path)
+        return filled + 1
+    count = _num_channels(stored)
+    for number in range(count):
+        channel = out[filled + number]
         _scale_into(channel, stored.array[..., number], stored)
-        _check_finite(channel, f"{path} (channel {number})")
-    return Image(array=out, grid=grid, header=stored.header)
+        _check_finite(channel, stored, f"{path} (channel {number})")
+    return filled + count
+
+
+def _with_room(out: NDArray[np.float32], filled: int, num_channels: int) -> NDArray[np.float32]:
+    """Return an array for so many channels, those that are filled in place."""
+    if len(out) == num_channels:
+        return out
+    i, j, k = out.shape[1:]
+    larger = _empty((i, j, k), num_channels)
+    larger[:filled] = out[:filled]
+    return larger
 
 
 def _empty(shape: tuple[int, ...], *lead: int) -> NDArray[np.float32]:
@@ -183,11 +302,13 @@ def _scale_into(out: NDArray[np.float32], array: NDArray[Any], stored: Stored) -
         if (stored.slope, stored.inter) == (1.0, 0.0):
             out[...] = array
             return
-        for k in range(array.shape[2]):
-            out[:, :, k] = array[:, :, k] * np.float64(stored.slope) + stored.inter
+        for rows in _slabs(array):
+            out[rows] = array[rows] * np.float64(stored.slope) + stored.inter
 
 
-def _check_finite(array: NDArray[np.float32], origin: str) -> None:
+def _check_finite(array: NDArray[np.float32], stored: Stored, origin: str) -> None:
+    if stored.array.dtype.kind in "iu" and (stored.slope, stored.inter) == (1.0, 0.0):
+        return
     with np.errstate(invalid="ignore"):
         total = array.sum(dtype=np.float64)
     if np.isfinite(total):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK
@@ -57,33 +57,53 @@ def _reason(error: RuntimeError) -> str:
 def _check_type(path: Path, image: Any) -> None:
     """Check an image, or a reader that knows its header, before voxels are touched."""
     name = sitk.GetPixelIDValueAsString(image.GetPixelIDValue())
-    if "vector" in name:
-        raise DatasetError(
-            f"{path}: holds several values per voxel ({name}); expected one real number. "
-            "Convert it to one file per channel."
-        )
     if "complex" in name or "label" in name:
+        raise DatasetError(f"{path}: holds {name} values; expected real numbers. Convert it.")
+    is_vector = "vector" in name
+    if image.GetDimension() > (3 if is_vector else 4):
         raise DatasetError(
-            f"{path}: holds {name} values; expected one real number per voxel. Convert it."
-        )
-    if image.GetDimension() > 3:
-        raise DatasetError(
-            f"{path}: has {image.GetDimension()} axes, shape {image.GetSize()}; expected three. "
-            "Save one volume per file."
+            f"{path}: has {image.GetDimension()} axes, shape {image.GetSize()}, and {name} values; "
+            "expected three axes, and perhaps one of channels. Save one volume per file."
         )
 
 
 def _stored(image: Any, path: Path, ending: str) -> Stored:
-    array = sitk.GetArrayFromImage(image)
-    if array.ndim == 2:
+    array, geometry = sitk.GetArrayFromImage(image), _geometry(image)
+    is_vector = image.GetNumberOfComponentsPerPixel() > 1
+    if image.GetDimension() == 2:
         array = array[np.newaxis]
-    geometry = ItkGeometry(
-        spacing=image.GetSpacing(), origin=image.GetOrigin(), direction=image.GetDirection()
-    )
+    axes = (2, 1, 0, 3) if is_vector else (2, 1, 0) if array.ndim == 3 else (3, 2, 1, 0)
     header = Header(
-        shape=image.GetSize(), affine=plain(_affine(geometry)), ending=ending, itk=geometry
+        shape=image.GetSize()[:3], affine=plain(_affine(geometry)), ending=ending, itk=geometry
     )
-    return Stored(array=array.transpose(2, 1, 0), header=header)
+    fourth: Literal["series", "colours", "values"] = "series"
+    if is_vector:
+        fourth = "colours" if array.shape[3] == 3 and array.dtype == np.uint8 else "values"
+    return Stored(array=array.transpose(axes), header=header, fourth=fourth)
+
+
+def _geometry(image: Any) -> ItkGeometry:
+    """Return spacing, origin and direction of the first three axes."""
+    length = image.GetDimension()
+    direction = np.reshape(image.GetDirection(), (length, length))[:3, :3]
+    return ItkGeometry(
+        spacing=image.GetSpacing()[:3],
+        origin=image.GetOrigin()[:3],
+        direction=tuple(direction.ravel().tolist()),
+    )
+
+
+def read_rows(path: Path) -> NDArray[Any]:
+    """Read the rows of a picture, (rows, columns, C), from the top.
+
+    Raises:
+        DatasetError: If ITK cannot read it.
+    """
+    try:
+        rows: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise unreadable(path, f"ITK cannot read it ({_reason(error)})") from None
+    return rows
 
 
 def _affine(itk: ItkGeometry) -> NDArray[np.float64]:
@@ -136,7 +156,10 @@ def write(path: Path, array: NDArray[Any], header: Header) -> None:
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise DatasetError(f"{path.name}: ITK cannot write it ({_reason(error)}).") from None
+        raise DatasetError(
+            f"{path.name}: ITK cannot write {array.dtype} values so ({_reason(error)}). "
+            "Write .nii.gz instead."
+        ) from None
     written = ItkGeometry(
         spacing=reader.GetSpacing(), origin=reader.GetOrigin(), direction=reader.GetDirection()
     )

@@ -12,14 +12,15 @@ from torch import Tensor
 from medseg.losses.cross_entropy import (
     CrossEntropy,
     as_rows,
-    binary_cross_entropy,
+    log_of_target,
     mean_of_valid,
+    region_cross_entropy,
     rows_of_target,
 )
 from medseg.losses.dice import Dice, label_dice, region_dice
 
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(logits, target, valid) -> scalar."""
+Loss = Callable[..., Tensor]
+"""(logits, target, valid) -> scalar; with samples annotated in part also (..., annotated)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +35,34 @@ class DiceCE:
     has_regions: bool
     """Whether the logits are regions (sigmoid) rather than labels (softmax)."""
 
-    def __call__(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        valid: Tensor | None = None,
+        annotated: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, fp32, at least -1.
 
         Args:
             logits: (B, L, *spatial), any precision.
             target: Labels (B, *spatial) int64, or regions (B, L, *spatial) bool.
             valid: (B, *spatial) bool, False at voxels to be left out; None if all count.
+            annotated: (B, L) bool, False where the structure of a logit channel was not
+                annotated in a sample; None if all were.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits = as_rows(logits)
             target, valid = rows_of_target(target, valid)
             if self.has_regions:
-                dice = region_dice(torch.sigmoid(logits), target, valid, self.batch_dice)
-                return dice + mean_of_valid(binary_cross_entropy(logits, target), valid)
+                dice = region_dice(
+                    torch.sigmoid(logits), target, valid, annotated, batch_dice=self.batch_dice
+                )
+                return dice + region_cross_entropy(logits, target, valid, annotated)
             logs = torch.log_softmax(logits, 1)
-            log_target = logs.gather(1, target.unsqueeze(1)).squeeze(1)
+            log_target = log_of_target(logs, target, annotated)
             dice = label_dice(
-                logs.exp(), log_target.exp(), target, valid, batch_dice=self.batch_dice
+                logs.exp(), log_target.exp(), target, valid, annotated, batch_dice=self.batch_dice
             )
             return dice + mean_of_valid(-log_target, valid)
 

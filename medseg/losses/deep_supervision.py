@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -21,7 +22,11 @@ class DeepSupervision:
     """What is computed at each resolution."""
 
     def __call__(
-        self, logits: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None
+        self,
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor,
+        valid: Tensor | None = None,
+        annotated: Tensor | None = None,
     ) -> Tensor:
         """Return the loss, fp32.
 
@@ -30,15 +35,18 @@ class DeepSupervision:
             target: At full resolution: labels (B, *spatial) int64 or regions (B, L, *spatial)
                 bool; brought to the other resolutions here.
             valid: At full resolution: (B, *spatial) bool, or None if all voxels count.
+            annotated: (B, L) bool, False where the structure of a logit channel was not annotated
+                in a sample; None if all were, and then the loss is not told of it.
         """
+        partial = {} if annotated is None else {"annotated": annotated}
         if isinstance(logits, Tensor):
-            return self.loss(logits, target, valid)
+            return self.loss(logits, target, valid, **partial)
         terms = []
         for each, weight in zip(logits, resolution_weights(len(logits)), strict=True):
             if weight:
                 shape = each.shape[2:]
                 mask = None if valid is None else nearest(valid, shape)
-                terms.append(weight * self.loss(each, nearest(target, shape), mask))
+                terms.append(weight * self.loss(each, nearest(target, shape), mask, **partial))
         return torch.stack(terms).sum()
 
 
@@ -81,20 +89,23 @@ def nearest(values: Tensor, shape: Sequence[int]) -> Tensor:
     return values.contiguous()
 
 
-def build_loss(name: str, *, batch_dice: bool, has_regions: bool) -> DeepSupervision:
+def build_loss(
+    name: str, *, batch_dice: bool, has_regions: bool, is_partial: bool = False
+) -> DeepSupervision:
     """Build the loss a recipe names.
 
     Args:
         name: A key of `LOSSES`, or "package.module:Name" of a `LossFactory`.
         batch_dice: Whether overlaps are pooled over the batch.
         has_regions: Whether the logits are regions (sigmoid) rather than labels (softmax).
+        is_partial: Whether some cases are annotated in part, which the loss must then know of.
 
     Returns:
         (logits or list of logits, target, valid) -> scalar, fp32; a list is weighted as
         `resolution_weights` says.
 
     Raises:
-        ConfigError: If the name is unknown or does not import.
+        ConfigError: If the name is unknown, does not import, or the loss cannot do what is asked.
     """
     if name in LOSSES:
         factory = LOSSES[name]
@@ -106,7 +117,20 @@ def build_loss(name: str, *, batch_dice: bool, has_regions: bool) -> DeepSupervi
             f'loss.name is {name!r}; expected one of: {", ".join(known)}, or "package.module:Name".'
             f"{near_names(name, known)}"
         )
-    return DeepSupervision(loss=factory(batch_dice=batch_dice, has_regions=has_regions))
+    loss = factory(batch_dice=batch_dice, has_regions=has_regions)
+    if is_partial and not _takes_annotated(loss):
+        raise ConfigError(
+            f"loss.name is {name!r}, which takes no argument 'annotated', but some cases of the "
+            f"dataset have annotated_labels. Take one of: {', '.join(sorted(LOSSES))}, or give "
+            "the loss this argument: (B, L) bool, or None."
+        )
+    return DeepSupervision(loss=loss)
+
+
+def _takes_annotated(loss: Loss) -> bool:
+    """Return whether a loss can be called with the keyword `annotated`."""
+    parameters = signature(loss).parameters
+    return "annotated" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def _imported(name: str) -> LossFactory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ SMOOTH = 1e-5
 class Dice:
     """Minus the mean soft Dice of the foreground labels, or of the regions.
 
+    Where samples are annotated in part, the mean goes over what was annotated.
+
     Source:
         Behaviour of nnU-Net v2's memory-efficient soft Dice loss with smooth 1e-5: labels
         without the background, regions all of them; numerator and denominator are both smoothed.
@@ -26,22 +29,34 @@ class Dice:
     has_regions: bool
     """Whether the logits are regions (sigmoid) rather than labels (softmax)."""
 
-    def __call__(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        valid: Tensor | None = None,
+        annotated: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, fp32, between -1 and 0.
 
         Args:
             logits: (B, L, *spatial), any precision.
             target: Labels (B, *spatial) int64, or regions (B, L, *spatial) bool.
             valid: (B, *spatial) bool, False at voxels to be left out; None if all count.
+            annotated: (B, L) bool, False where the structure of a logit channel was not
+                annotated in a sample; None if all were.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits = as_rows(logits)
             target, valid = rows_of_target(target, valid)
             if self.has_regions:
-                return region_dice(torch.sigmoid(logits), target, valid, self.batch_dice)
+                return region_dice(
+                    torch.sigmoid(logits), target, valid, annotated, batch_dice=self.batch_dice
+                )
             probabilities = torch.softmax(logits, 1)
             of_target = probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
-            return label_dice(probabilities, of_target, target, valid, batch_dice=self.batch_dice)
+            return label_dice(
+                probabilities, of_target, target, valid, annotated, batch_dice=self.batch_dice
+            )
 
 
 def label_dice(
@@ -49,6 +64,7 @@ def label_dice(
     of_target: Tensor,
     target: Tensor,
     valid: Tensor | None,
+    annotated: Tensor | None = None,
     *,
     batch_dice: bool,
 ) -> Tensor:
@@ -59,6 +75,7 @@ def label_dice(
         of_target: (B, voxels), the probability of each voxel's own label.
         target: (B, voxels) int64.
         valid: (B, voxels) bool or None.
+        annotated: (B, L) bool or None.
         batch_dice: Whether overlaps are pooled over the batch.
     """
     ones = torch.ones_like(of_target)
@@ -71,12 +88,17 @@ def label_dice(
         probabilities.sum(2),
         sum_by_label(ones, target, num_labels),
     )
-    overlap, predicted, present = (each[:, 1:] for each in sums)
-    return _minus_mean_dice(overlap, predicted, present, batch_dice)
+    counted = None if annotated is None else annotated[:, 1:]
+    return _minus_mean_dice([each[:, 1:] for each in sums], counted, batch_dice)
 
 
 def region_dice(
-    probabilities: Tensor, target: Tensor, valid: Tensor | None, batch_dice: bool
+    probabilities: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+    annotated: Tensor | None = None,
+    *,
+    batch_dice: bool,
 ) -> Tensor:
     """Return minus the mean soft Dice over regions.
 
@@ -84,6 +106,7 @@ def region_dice(
         probabilities: (B, L, voxels).
         target: (B, L, voxels) bool.
         valid: (B, voxels) bool or None.
+        annotated: (B, L) bool or None.
         batch_dice: Whether overlaps are pooled over the batch.
     """
     if valid is not None:
@@ -91,7 +114,7 @@ def region_dice(
         target = target & valid.unsqueeze(1)
     overlap = (probabilities * target).sum(2)
     present = target.sum(2, dtype=probabilities.dtype)
-    return _minus_mean_dice(overlap, probabilities.sum(2), present, batch_dice)
+    return _minus_mean_dice([overlap, probabilities.sum(2), present], annotated, batch_dice)
 
 
 def sum_by_label(values: Tensor, labels: Tensor, num_labels: int) -> Tensor:
@@ -103,10 +126,22 @@ def sum_by_label(values: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     return torch.stack(sums, 1)
 
 
-def _minus_mean_dice(
-    overlap: Tensor, predicted: Tensor, present: Tensor, batch_dice: bool
-) -> Tensor:
-    """Return the loss of (B, L) overlaps, predicted sizes and true sizes, in voxels."""
+def _minus_mean_dice(sums: Sequence[Tensor], annotated: Tensor | None, batch_dice: bool) -> Tensor:
+    """Return the loss of overlaps, predicted sizes and true sizes.
+
+    Args:
+        sums: Three tensors (B, L), in voxels.
+        annotated: (B, L) bool or None. What was not annotated in a sample adds to no sum; with
+            batch Dice a structure counts if it was annotated in any sample.
+        batch_dice: Whether overlaps are pooled over the batch.
+    """
+    if annotated is not None:
+        sums = [torch.where(annotated, each, 0) for each in sums]
     if batch_dice:
-        overlap, predicted, present = overlap.sum(0), predicted.sum(0), present.sum(0)
-    return -((2 * overlap + SMOOTH) / (predicted + present + SMOOTH)).mean()
+        sums = [each.sum(0) for each in sums]
+        annotated = None if annotated is None else annotated.any(0)
+    overlap, predicted, present = sums
+    dice = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH)
+    if annotated is None:
+        return -dice.mean()
+    return -torch.where(annotated, dice, 0).sum() / annotated.sum().clamp_min(1)

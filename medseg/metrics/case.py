@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,15 @@ from medseg.schema.metrics import (
     StructureMetrics,
     StructureSummary,
 )
+from medseg.values import distinct_values, places_in
 
 NSD_TOLERANCE_MM = 1.0
 """Default tolerance of the normalised surface Dice."""
 
-LabelMap = NDArray[np.unsignedinteger]
+_LARGEST = 1000
+"""Label maps with values above this are renumbered before boxes are looked for."""
+
+LabelMap = NDArray[np.integer[Any]]
 Box = tuple[slice, ...]
 
 
@@ -41,7 +46,7 @@ def evaluate_case(
     """Compare a predicted label map with a reference on the same grid.
 
     Args:
-        prediction: Predicted label map, shape (I, J, K).
+        prediction: Predicted label map, shape (I, J, K), any integers.
         reference: Reference label map, same shape.
         structures: Structure name -> label values it is made of.
         affine: Voxel indices to mm, shape (4, 4).
@@ -60,6 +65,7 @@ def evaluate_case(
             "share one grid. Predict again from the image the reference was drawn on."
         )
     valid = None if ignore_label is None else reference != ignore_label
+    prediction, reference, structures = _renumbered(prediction, reference, structures)
     counts = joint_counts(prediction, reference, valid=valid)
     boxes = (ndimage.find_objects(prediction), ndimage.find_objects(reference))
     results = {}
@@ -73,6 +79,31 @@ def evaluate_case(
             nsd_tolerance_mm=nsd_tolerance_mm,
         )
     return results
+
+
+def _renumbered(
+    prediction: LabelMap, reference: LabelMap, structures: Mapping[str, tuple[int, ...]]
+) -> tuple[LabelMap, LabelMap, Mapping[str, tuple[int, ...]]]:
+    """Return label maps whose values are small and positive, and structures to match.
+
+    What is so already is returned as it is: boxes are found by value, and 0 has none.
+    """
+    wanted = {value for values in structures.values() for value in values}
+    low = min(int(prediction.min(initial=1)), int(reference.min(initial=1)))
+    high = max(int(prediction.max(initial=0)), int(reference.max(initial=0)))
+    if low >= 0 and high <= _LARGEST and 0 not in wanted:
+        return prediction, reference, structures
+    present = np.union1d(distinct_values(prediction), distinct_values(reference)).tolist()
+    number = {value: place for place, value in enumerate(present)}
+    kind = np.min_scalar_type(len(present) + 1)
+    return (
+        places_in(present, prediction, kind) + kind.type(1),
+        places_in(present, reference, kind) + kind.type(1),
+        {
+            name: tuple(number[value] + 1 for value in values if value in number)
+            for name, values in structures.items()
+        },
+    )
 
 
 def _box(
@@ -141,10 +172,11 @@ def summarize(
     """Put the measures of cases together with their statistics.
 
     A structure's mean goes over the cases in which the measure is defined (so a case where
-    prediction and reference are both empty is left out), the foreground mean over structures.
+    prediction and reference are both empty is left out, and one in which the structure was not
+    annotated), the foreground mean over structures.
 
     Args:
-        cases: Case id -> measures.
+        cases: Case id -> measures; structures that were not annotated in a case are missing there.
         structures: Structure name -> label values it is made of.
         ignore_label: Label that was not counted.
         nsd_tolerance_mm: Tolerance that was used, mm.
@@ -153,7 +185,7 @@ def summarize(
     """
     summary = {}
     for name in structures:
-        of_cases = [case.structures[name] for case in cases.values()]
+        of_cases = [case.structures[name] for case in cases.values() if name in case.structures]
         columns = {measure: [getattr(one, measure) for one in of_cases] for measure in MEASURES}
         summary[name] = StructureSummary(**{key: _statistic(v) for key, v in columns.items()})
     foreground = {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medseg.values import distinct_values, places_in
 
 SLAB_VOXELS = 2**22
 """Voxels handled at a time; bounds the memory of the joint histogram."""
@@ -91,8 +94,8 @@ class JointCounts:
 
 
 def joint_counts(
-    prediction: NDArray[np.unsignedinteger],
-    reference: NDArray[np.unsignedinteger],
+    prediction: NDArray[np.integer[Any]],
+    reference: NDArray[np.integer[Any]],
     *,
     valid: NDArray[np.bool_] | None = None,
 ) -> JointCounts:
@@ -108,31 +111,29 @@ def joint_counts(
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}")
-    values = np.union1d(label_values(prediction), label_values(reference))
-    position = np.zeros(int(values.max(initial=0)) + 1, dtype=np.intp)
-    position[values] = np.arange(len(values))
+    values = np.union1d(distinct_values(prediction), distinct_values(reference))
+    prediction, reference = (_positions(values, each) for each in (prediction, reference))
     counts = np.zeros(len(values) ** 2, dtype=np.int64)
     chosen = None if valid is None else valid.reshape(-1)
     flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
     for start in range(0, flat_prediction.size, SLAB_VOXELS):
         slab = slice(start, start + SLAB_VOXELS)
-        pairs = position[flat_prediction[slab]] * len(values) + position[flat_reference[slab]]
+        pairs = flat_prediction[slab].astype(np.intp) * len(values) + flat_reference[slab]
         if chosen is not None:
             pairs = pairs[chosen[slab]]
         counts += np.bincount(pairs, minlength=counts.size)
     return JointCounts(values=values, counts=counts.reshape(len(values), len(values)))
 
 
-def label_values(segmentation: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """Return the values that occur in a label map, ascending.
-
-    Examples:
-        >>> label_values(np.array([[7, 0], [7, 2]], np.uint8)).tolist()
-        [0, 2, 7]
-    """
-    seen = np.zeros(int(segmentation.max(initial=0)) + 1, dtype=bool)
-    seen[segmentation.reshape(-1)] = segmentation.size > 0
-    return np.flatnonzero(seen)
+def _positions(
+    values: NDArray[np.int64], segmentation: NDArray[np.integer[Any]]
+) -> NDArray[np.integer[Any]]:
+    """Return where in an ascending list each value of a label map stands."""
+    if np.array_equal(values, np.arange(len(values))):
+        return segmentation
+    kind = np.min_scalar_type(len(values))
+    places: NDArray[np.integer[Any]] = places_in(values.tolist(), segmentation, kind)
+    return places
 
 
 def volume_ml(num_voxels: int, affine: NDArray[np.float64]) -> float:

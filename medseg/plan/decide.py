@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.errors import PlanError
+from medseg.plan.channels import Channel
 from medseg.plan.frame import Frame
 from medseg.plan.sizing import Budget, Sizing, size_configuration
 from medseg.schema.plans import Normalization
@@ -26,14 +27,6 @@ MAX_TRIALS = 1000
 """Trials of a low-resolution voxel size before giving up (a factor of 1e12)."""
 MASK_SHARE = 0.75
 """Where cropping leaves less than this share of the voxels, statistics come from the mask."""
-NORMALIZATION_BY_NAME: dict[str, Normalization] = {
-    "ct": "ct",
-    "nonorm": "none",
-    "zscore": "zscore",
-    "rescale_to_0_1": "rescale_0_1",
-    "rgb_to_0_1": "rgb_0_1",
-}
-"""Channel name, in lower case -> normalisation; every other name is z-scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +41,17 @@ class Decisions:
     """Configuration name -> patch, network and batch; the cascade is as `3d_fullres`."""
     rejected: Sizing | None
     """A low-resolution stage that is hardly smaller than full resolution, if one was tried."""
-    channels: tuple[str, ...]
-    """Channel names."""
-    normalization: tuple[Normalization, ...]
-    """Normalisation of each channel."""
+    channels: tuple[Channel, ...]
+    """How each channel is normalised."""
     masks: tuple[bool, ...]
     """Whether each channel's statistics come from the non-zero mask."""
     kept_share: float
     """Median share of the voxels that cropping to the non-zero box leaves."""
+
+    @property
+    def normalization(self) -> tuple[Normalization, ...]:
+        """Return the normalisation of each channel."""
+        return tuple(channel.scheme for channel in self.channels)
 
     @property
     def batch_dice(self) -> dict[str, bool]:
@@ -69,29 +65,28 @@ class Decisions:
 
 
 def decide(
-    frame: Frame, budget: Budget, *, channels: Sequence[str], kept_share: float
+    frame: Frame, budget: Budget, *, channels: Sequence[Channel], kept_share: float
 ) -> Decisions:
     """Make every decision of a plan.
 
     Args:
         frame: Target voxel size and axis order.
         budget: What a configuration may cost.
-        channels: Channel names.
+        channels: How each channel is normalised.
         kept_share: Median share of the voxels that cropping to the non-zero box leaves.
 
     Raises:
         PlanError: If nothing fits the budget.
     """
     sizings, rejected = _size_all(frame, budget)
-    normalization = tuple(NORMALIZATION_BY_NAME.get(c.casefold(), "zscore") for c in channels)
+    masks = tuple(c.scheme == "zscore" and kept_share < MASK_SHARE for c in channels)
     return Decisions(
         frame=frame,
         budget=budget,
         sizings=sizings,
         rejected=rejected,
         channels=tuple(channels),
-        normalization=normalization,
-        masks=tuple(scheme == "zscore" and kept_share < MASK_SHARE for scheme in normalization),
+        masks=masks,
         kept_share=kept_share,
     )
 

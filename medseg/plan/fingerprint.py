@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medseg.crop import bounding_box, crop
+from medseg.crop import crop, nonzero_box
 from medseg.errors import DatasetError
 from medseg.geometry import Grid, orient, reorient
 from medseg.plan.frame import PLANNER_AXES
@@ -22,6 +22,8 @@ SEED = 1234
 """Seed of the draw, the same in every case."""
 DRAW = 1 << 22
 """Voxels drawn at a time."""
+FEW_PIXELS = 1 << 16
+"""Pixels up to which draws are counted pixel by pixel."""
 SPACING_DIGITS = 6
 """Significant digits of a voxel size; headers in single precision hold no more."""
 
@@ -86,7 +88,7 @@ def case_fingerprint(
     """
     axes, flips = orient(affine, PLANNER_AXES)
     image = _turned(channels, axes, flips)
-    box = bounding_box(_any_nonzero(image))
+    box = nonzero_box(image)
     lengths = [high - low for low, high in box]
     i, j, k = channels.shape[1:]
     grid = reorient(Grid((i, j, k), np.asarray(affine)), axes, flips)
@@ -135,22 +137,40 @@ def draw_samples(
 def _table(pixels: Float32, num_samples: int, generator: np.random.RandomState) -> Samples:
     """Draw from the pixels and count each distinct value.
 
-    Few pixels: how often each was drawn is counted; many: the drawn values are sorted.
+    Few pixels: how often each was drawn is counted; many: the drawn values are.
     """
     starts = range(0, num_samples, DRAW)
     draws = (generator.randint(0, len(pixels), min(DRAW, num_samples - start)) for start in starts)
-    if len(pixels) < num_samples:
+    if len(pixels) <= FEW_PIXELS:
         times = np.zeros(len(pixels), dtype=np.int64)
         for draw in draws:
             times += np.bincount(draw, minlength=len(pixels))
         values, place = np.unique(pixels[times > 0], return_inverse=True)
         counts = np.bincount(place, weights=times[times > 0])
-    else:
-        drawn = np.empty(num_samples, dtype=np.float32)
-        for start, draw in zip(starts, draws, strict=True):
-            np.take(pixels, draw, out=drawn[start : start + len(draw)], mode="clip")
-        values, counts = np.unique(drawn, return_counts=True)
-    return Samples(values=values, counts=counts.astype(np.int32))
+        return Samples(values=values, counts=counts.astype(np.int32))
+    if (steps := _as_steps(pixels)) is not None:
+        lowest, levels = steps
+        times = np.zeros(int(levels.max()) + 1, dtype=np.int64)
+        for draw in draws:
+            times += np.bincount(levels.take(draw), minlength=len(times))
+        present = np.flatnonzero(times)
+        values = (present + lowest).astype(np.float32)
+        return Samples(values=values, counts=times[present].astype(np.int32))
+    drawn = np.empty(num_samples, dtype=np.float32)
+    for start, draw in zip(starts, draws, strict=True):
+        np.take(pixels, draw, out=drawn[start : start + len(draw)], mode="clip")
+    drawn.sort()
+    ends = np.append(np.flatnonzero(drawn[1:] != drawn[:-1]), num_samples - 1)
+    return Samples(values=drawn[ends], counts=np.diff(ends, prepend=-1).astype(np.int32))
+
+
+def _as_steps(pixels: Float32) -> tuple[int, npt.NDArray[np.uint16]] | None:
+    """Return integers as (lowest, distance to it), or None where they are no such numbers."""
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    if highest - lowest > np.iinfo(np.uint16).max or abs(lowest) > 2**23 or lowest % 1:
+        return None
+    levels = (pixels - np.float32(lowest)).astype(np.uint16)
+    return (int(lowest), levels) if (levels + np.float32(lowest) == pixels).all() else None
 
 
 def pool(cases: Mapping[str, CaseStatistics]) -> Fingerprint:
@@ -251,13 +271,6 @@ def _from_keys(keys: npt.NDArray[np.int64]) -> Float32:
 
 
 _NOTHING = Samples(values=np.empty(0, np.float32), counts=np.empty(0, np.int32))
-
-
-def _any_nonzero(channels: Float32) -> npt.NDArray[np.bool_]:
-    mask = np.zeros(channels.shape[1:], dtype=np.bool_)
-    for channel in channels:
-        mask |= channel != 0
-    return mask
 
 
 def _turned(

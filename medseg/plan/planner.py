@@ -6,14 +6,18 @@ import math
 from collections.abc import Sequence
 
 from medseg.errors import PlanError
+from medseg.plan.channels import describe_channels
 from medseg.plan.decide import Decisions, decide
 from medseg.plan.frame import find_frame
-from medseg.plan.presets import get_preset
+from medseg.plan.presets import Preset, get_preset
 from medseg.plan.reasons import explain
-from medseg.plan.sizing import Budget, features_per_stage
+from medseg.plan.sides import explain_left_right, find_left_right
+from medseg.plan.sizing import Budget, architecture
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import Fingerprint
-from medseg.schema.plans import Architecture, Configuration, Plans
+from medseg.schema.plans import Configuration, Plans
+
+_CASCADE = "3d_cascade_fullres"
 
 
 def make_plans(
@@ -23,15 +27,18 @@ def make_plans(
     name: str = "nnunet",
     gpu_memory_gb: float | None = None,
     target_spacing: Sequence[float] | None = None,
+    quantitative: bool = True,
 ) -> Plans:
     """Plan every configuration of a data set.
 
     Args:
         fingerprint: Statistics of the raw data set.
         spec: Channels and labels.
-        name: Preset: `nnunet`, `resenc_m`, `resenc_l` or `resenc_xl`.
+        name: Preset: `nnunet`, `resenc_m`, `resenc_l`, `resenc_xl` or `cpu`.
         gpu_memory_gb: GPU memory to fill in training; None takes the preset's.
         target_spacing: Voxel size in mm on canonical axes (I, J, K), instead of the planner's.
+        quantitative: Normalise parameter maps, known by their names, with the data set's
+            statistics; if not, channel names mean what they mean to nnU-Net.
 
     Returns:
         The plans: `2d`; unless the images are single slices also `3d_fullres`; where its patch
@@ -42,22 +49,26 @@ def make_plans(
         PlanError: If fingerprint and data set do not fit each other, or nothing fits the memory.
 
     Source:
-        Behaviour of nnU-Net 2.8.1 `ExperimentPlanner` and its ResEnc planners.
+        Behaviour of nnU-Net 2.8.1 `ExperimentPlanner` and its ResEnc planners; `cpu` is our own.
     """
     preset = get_preset(name)
-    _check(fingerprint, spec, gpu_memory_gb, target_spacing)
+    _check(fingerprint, spec, _cost_problems(preset, gpu_memory_gb, target_spacing))
     budget = Budget(
         preset=preset,
         memory_gb=preset.memory_gb if gpu_memory_gb is None else gpu_memory_gb,
         num_logits=_count_labels(spec),
         num_cases=len(fingerprint.cases),
+        num_inputs=len(spec.channels),
     )
+    channels = describe_channels(spec.channels, fingerprint.channels, quantitative=quantitative)
     decisions = decide(
         find_frame(fingerprint, target_spacing),
         budget,
-        channels=spec.channels,
+        channels=channels,
         kept_share=fingerprint.median_relative_size_after_cropping,
     )
+    configurations = _configurations(decisions)
+    asked = None if target_spacing is None else _three(target_spacing)
     return Plans(
         name=name,
         dataset=spec.name,
@@ -65,8 +76,12 @@ def make_plans(
         original_median_spacing=decisions.frame.original_spacing,
         original_median_shape=decisions.frame.original_shape,
         intensity=fingerprint.channels,
-        configurations=_configurations(decisions),
-        why=explain(decisions),
+        configurations=configurations,
+        inherits={_CASCADE: "3d_fullres"} if _CASCADE in configurations else {},
+        left_right=find_left_right(spec, decisions.frame.network_axes),
+        asked_gpu_memory_gb=gpu_memory_gb,
+        asked_target_spacing=asked,
+        why=(*explain(decisions), *explain_left_right(spec)),
     )
 
 
@@ -83,9 +98,7 @@ def _count_labels(spec: DatasetSpec) -> int:
 def _configurations(decisions: Decisions) -> dict[str, Configuration]:
     found = {key: _configuration(decisions, key) for key in decisions.sizings}
     if "3d_lowres" in found:
-        found["3d_cascade_fullres"] = found["3d_fullres"].model_copy(
-            update={"previous_stage": "3d_lowres"}
-        )
+        found[_CASCADE] = found["3d_fullres"].model_copy(update={"previous_stage": "3d_lowres"})
     return found
 
 
@@ -99,47 +112,43 @@ def _configuration(decisions: Decisions, key: str) -> Configuration:
         normalization=decisions.normalization,
         use_mask_for_norm=decisions.masks,
         batch_dice=decisions.batch_dice[key],
-        architecture=_architecture(decisions, key),
+        architecture=architecture(sizing.topology, decisions.budget.preset),
     )
 
 
-def _architecture(decisions: Decisions, key: str) -> Architecture:
-    topology, preset = decisions.sizings[key].topology, decisions.budget.preset
-    num_stages = len(topology.strides)
-    blocks_encoder, blocks_decoder = preset.blocks(num_stages)
-    return Architecture(
-        kind=preset.kind,
-        features=features_per_stage(num_stages, len(topology.patch_size)),
-        kernel_sizes=topology.kernel_sizes,
-        strides=topology.strides,
-        blocks_encoder=blocks_encoder,
-        blocks_decoder=blocks_decoder,
-    )
-
-
-def _check(
-    fingerprint: Fingerprint,
-    spec: DatasetSpec,
-    gpu_memory_gb: float | None,
-    target_spacing: Sequence[float] | None,
-) -> None:
+def _check(fingerprint: Fingerprint, spec: DatasetSpec, problems: list[str]) -> None:
     """Raise one PlanError with everything that makes planning impossible."""
-    problems = []
+    found = []
     if not fingerprint.cases:
-        problems.append("the fingerprint holds no case; expected at least one. Run it again.")
+        found.append("the fingerprint holds no case; expected at least one. Run it again.")
     if len(fingerprint.channels) != len(spec.channels):
-        problems.append(
+        found.append(
             f"the fingerprint has {len(fingerprint.channels)} channels, the data set "
             f"{len(spec.channels)} ({', '.join(spec.channels)}). Run the fingerprint again."
         )
-    problems += [
+    found += [
         f"case {case_id!r} has spacing {case.spacing} mm and cropped shape {case.shape_cropped}; "
         "expected positive numbers. Correct its header."
         for case_id, case in fingerprint.cases.items()
         if not all(_is_positive(v) for v in (*case.spacing, *case.shape_cropped))
     ]
+    found += problems
+    if found:
+        raise PlanError("\n".join([f"cannot plan {spec.name!r}:", *(f"  {p}" for p in found)]))
+
+
+def _cost_problems(
+    preset: Preset, gpu_memory_gb: float | None, target_spacing: Sequence[float] | None
+) -> list[str]:
+    """Return what is wrong with the options."""
+    problems = []
     if gpu_memory_gb is not None and not _is_positive(gpu_memory_gb):
         problems.append(f"GPU memory is {gpu_memory_gb} GB; expected a positive number.")
+    elif gpu_memory_gb is not None and math.isfinite(preset.max_operations):
+        problems.append(
+            f"GPU memory is {gpu_memory_gb:g} GB, but {preset.name!r} plans for a machine without "
+            "GPU. Leave it out, or take another preset."
+        )
     if target_spacing is not None and not (
         len(target_spacing) == 3 and all(_is_positive(v) for v in target_spacing)
     ):
@@ -147,9 +156,13 @@ def _check(
             f"target spacing is {tuple(target_spacing)}; expected 3 positive numbers "
             "(I, J, K), in mm."
         )
-    if problems:
-        raise PlanError("\n".join([f"cannot plan {spec.name!r}:", *(f"  {p}" for p in problems)]))
+    return problems
 
 
 def _is_positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    a, b, c = (float(value) for value in values)
+    return a, b, c

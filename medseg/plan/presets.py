@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from medseg.errors import ConfigError, near_names
 
-BASE_FEATURES = 32
-"""Feature channels at full resolution; they double with each stage."""
-MAX_FEATURES = {2: 512, 3: 320}
-"""Largest number of feature channels, by dimension."""
 MIN_EDGE = 4
 """Shortest edge of the deepest feature map, in voxels."""
 MIN_BATCH = 2
@@ -41,6 +38,22 @@ class Preset:
     """Largest part of the data set's voxels in one batch."""
     large_2d_patch: bool
     """Whether a 2D patch may grow until `MIN_BATCH` of them, not the reference batch, fit."""
+    base_features: int = 32
+    """Feature channels at full resolution; they double with each stage."""
+    max_features: dict[int, int] = field(default_factory=lambda: {2: 512, 3: 320})
+    """Largest number of feature channels, by dimension."""
+    max_operations: float = math.inf
+    """Additions and multiplications one training step may take; for machines without GPU."""
+
+    def features(self, num_stages: int, dimension: int) -> tuple[int, ...]:
+        """Return the feature channels of each stage.
+
+        Examples:
+            >>> PRESETS["nnunet"].features(6, 3)
+            (32, 64, 128, 256, 320, 320)
+        """
+        largest = self.max_features[dimension]
+        return tuple(min(self.base_features * 2**stage, largest) for stage in range(num_stages))
 
     def blocks(self, num_stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the blocks of each encoder stage and of each decoder stage."""
@@ -79,8 +92,28 @@ PRESETS = {
     "resenc_xl": _residual(
         "resenc_xl", voxels_2d=560_000_000, voxels_3d=3_600_000_000, memory_gb=40
     ),
+    "cpu": Preset(
+        name="cpu",
+        kind="plain_unet",
+        blocks_encoder=(2,),
+        blocks_decoder=2,
+        reference_voxels={2: 20_000_000, 3: 125_000_000},
+        memory_gb=4,
+        max_dataset_share=0.05,
+        large_2d_patch=False,
+        base_features=16,
+        max_features={2: 256, 3: 256},
+        max_operations=1e11,
+    ),
 }
-"""Preset name -> preset. Source: constants of nnU-Net 2.8.1's planners."""
+"""Preset name -> preset.
+
+Source:
+    Constants of nnU-Net 2.8.1's planners, but for `cpu`: two processor cores do 60 to 80 billion
+    operations a second (scripts/bench/step.py), so that a step takes 1.2 to 1.7 s; its
+    reference batch holds 2 GB of feature maps, 8 bytes for each value (before and after
+    normalisation, in single precision).
+"""
 
 
 def get_preset(name: str) -> Preset:

@@ -12,13 +12,16 @@ from medseg.schema.plans import Normalization
 AXIS_NAMES = ("I (left-right)", "J (posterior-anterior)", "K (inferior-superior)")
 """Canonical axes in words."""
 NORMALIZATION_WORDS: dict[Normalization, str] = {
-    "zscore": "is z-scored in every case, for its name stands for no fixed intensity scale",
+    "zscore": "is z-scored in every case",
     "ct": "is clipped to the data set's 0.5 and 99.5 percentiles and z-scored with the data set's "
-    "mean and standard deviation, for CT values mean the same in every case",
-    "none": "is left as it is, for its name says so",
-    "rescale_0_1": "is scaled to the range 0 to 1 in every case, for its name says so",
-    "rgb_0_1": "is divided by 255, for its name says so",
+    "mean and standard deviation",
+    "quantitative": "is z-scored with the data set's mean and standard deviation, after clipping "
+    "to the data set's 0.5 and 99.5 percentiles, widened on both sides by their distance",
+    "none": "is left as it is",
+    "rescale_0_1": "is scaled to the range 0 to 1 in every case",
+    "rgb_0_1": "is divided by 255",
 }
+"""What is done to a channel."""
 
 
 def explain(decisions: Decisions) -> tuple[str, ...]:
@@ -26,6 +29,7 @@ def explain(decisions: Decisions) -> tuple[str, ...]:
     return (
         _of_spacing(decisions.frame),
         _of_axes(decisions.frame),
+        *_of_time(decisions),
         *(
             sentence
             for key in decisions.sizings
@@ -40,6 +44,18 @@ def explain(decisions: Decisions) -> tuple[str, ...]:
 
 def _by(values: Sequence[float], digits: int = 4) -> str:
     return " x ".join(f"{value:.{digits}g}" for value in values)
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.01 else "less than 1%"
+
+
+def _of_time(decisions: Decisions) -> Iterator[str]:
+    if decisions.budget.is_timed:
+        yield (
+            "Made for a machine without GPU: what a training step may cost is counted in additions "
+            f"and multiplications, {decisions.budget.words}, about 1.5 s on two processor cores."
+        )
 
 
 def _of_spacing(frame: Frame) -> str:
@@ -66,33 +82,34 @@ def _of_axes(frame: Frame) -> str:
 
 def _of_patch(decisions: Decisions, key: str) -> str:
     sizing = decisions.sizings[key]
-    patch = f"{key}: patch {_by(sizing.patch_size)}, {sizing.coverage:.0%} of the median image"
+    patch = f"{key}: patch {_by(sizing.patch_size)}, {_share(sizing.coverage)} of the median image"
     batch = decisions.budget.patches_to_fit(len(sizing.patch_size))
     image = f"{_by(sizing.median_shape)} at {_by(sizing.spacing)} mm"
     if sizing.patch_size == sizing.first_patch:
         return (
             f"{patch} ({image}): nothing had to be cut, for a batch of {batch} fits "
-            f"{decisions.budget.memory_gb:g} GB."
+            f"{decisions.budget.words}."
         )
     return (
         f"{patch} ({image}): cut from {_by(sizing.first_patch)}, always along the axis that "
         f"covered most of the image, until a batch of {batch} fitted "
-        f"{decisions.budget.memory_gb:g} GB."
+        f"{decisions.budget.words}."
     )
 
 
 def _of_batch(decisions: Decisions, key: str) -> str:
     sizing, share = decisions.sizings[key], decisions.budget.preset.max_dataset_share
     batch = f"{key}: batch size {sizing.batch_size}"
-    limits = (sizing.batch_by_memory, sizing.batch_by_dataset)
+    limits = (sizing.batch_by_cost, sizing.batch_by_dataset)
+    limiting = "the time of a step" if decisions.budget.is_timed else "the memory"
     if min(limits) < MIN_BATCH:
-        cause = "the memory" if limits[0] < MIN_BATCH else f"{share:.0%} of the data set's voxels"
+        cause = limiting if limits[0] < MIN_BATCH else f"{share:.0%} of the data set's voxels"
         return f"{batch}: the smallest allowed, though {cause} would hold only {min(limits)}."
     if limits[0] <= limits[1]:
-        return f"{batch}: as many patches as fit {decisions.budget.memory_gb:g} GB."
+        return f"{batch}: as many patches as fit {decisions.budget.words}."
     return (
-        f"{batch}: a step may see at most {share:.0%} of the data set's voxels (the memory would "
-        f"hold {limits[0]})."
+        f"{batch}: a step may see at most {share:.0%} of the data set's voxels ({limiting} "
+        f"would allow {limits[0]})."
     )
 
 
@@ -100,7 +117,7 @@ def _of_low_resolution(decisions: Decisions) -> str:
     full = decisions.sizings.get("3d_fullres")
     if full is None:
         return "No 3D configuration: the images are single slices."
-    covers = f"a 3d_fullres patch covers {full.coverage:.1%} of the median image"
+    covers = f"a 3d_fullres patch covers {_share(full.coverage)} of the median image"
     if low := decisions.sizings.get("3d_lowres"):
         return (
             f"3d_lowres and 3d_cascade_fullres: {covers}, less than {SMALL_COVERAGE:.0%}, so that "
@@ -117,8 +134,9 @@ def _of_low_resolution(decisions: Decisions) -> str:
 
 
 def _of_normalization(decisions: Decisions) -> Iterator[str]:
-    for channel, scheme in zip(decisions.channels, decisions.normalization, strict=True):
-        yield f"Channel {channel!r} {NORMALIZATION_WORDS[scheme]}."
+    for channel in decisions.channels:
+        what = NORMALIZATION_WORDS[channel.scheme]
+        yield f"Channel {channel.name!r} {what}, {channel.reason}."
 
 
 def _of_masks(decisions: Decisions) -> str:

@@ -10,15 +10,10 @@ import numpy as np
 
 from medseg.errors import PlanError
 from medseg.plan.memory import feature_map_voxels
-from medseg.plan.presets import (
-    BASE_FEATURES,
-    INITIAL_EDGE,
-    MAX_FEATURES,
-    MIN_BATCH,
-    REFERENCE_BATCH,
-    Preset,
-)
+from medseg.plan.operations import step_operations
+from medseg.plan.presets import INITIAL_EDGE, MIN_BATCH, REFERENCE_BATCH, Preset
 from medseg.plan.topology import Topology, network_topology
+from medseg.schema.plans import Architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +28,8 @@ class Budget:
     """Output channels the estimate reckons with."""
     num_cases: int
     """Training cases."""
+    num_inputs: int = 1
+    """Input channels."""
 
     def allowed_voxels(self, dimension: int) -> float:
         """Return how many feature map values of the reference batch fit, per sample."""
@@ -42,6 +39,18 @@ class Budget:
     def patches_to_fit(self, dimension: int) -> int:
         """Return how many patches must fit; a patch is cut until that many do."""
         return MIN_BATCH if self.preset.large_2d_patch else REFERENCE_BATCH[dimension]
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether the time of a step is limited, as it is without a GPU."""
+        return math.isfinite(self.preset.max_operations)
+
+    @property
+    def words(self) -> str:
+        """Return what a batch has to fit."""
+        if self.is_timed:
+            return f"{self.preset.max_operations / 1e9:g} billion operations a step"
+        return f"{self.memory_gb:g} GB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +67,8 @@ class Sizing:
     """Patches per optimiser step."""
     first_patch: tuple[int, ...]
     """Patch before it was reduced to fit the memory."""
-    batch_by_memory: int
-    """Batch size the memory alone allows."""
+    batch_by_cost: int
+    """Batch size the memory (or the time of a step) alone allows."""
     batch_by_dataset: int
     """Batch size at which a step sees the largest allowed share of the data set."""
 
@@ -101,36 +110,34 @@ def size_configuration(
         Behaviour of nnU-Net 2.8.1 `get_plans_for_configuration`, default and ResEnc planners. Of
         axes that are equally large relative to the median image, the last one is shortened.
     """
-    dimension = len(spacing)
-    allowed = budget.allowed_voxels(dimension)
-    reference_batch = REFERENCE_BATCH[dimension]
-    room = reference_batch / budget.patches_to_fit(dimension)
     topology = first = network_topology(spacing, _first_patch(spacing, median_shape))
-    while (needed := _needed_voxels(topology, budget)) / room > allowed:
+    while not _fits(topology, budget):
         topology = _shortened(topology, spacing, median_shape)
-    by_memory = round(allowed / needed * reference_batch)
+    by_cost = _largest_batch(topology, budget)
     share = num_voxels_case * budget.num_cases * budget.preset.max_dataset_share
     by_dataset = round(share / math.prod(topology.patch_size))
     return Sizing(
         spacing=tuple(float(v) for v in spacing),
         median_shape=tuple(float(v) for v in median_shape),
         topology=topology,
-        batch_size=max(min(by_memory, by_dataset), MIN_BATCH),
+        batch_size=max(min(by_cost, by_dataset), MIN_BATCH),
         first_patch=first.patch_size,
-        batch_by_memory=by_memory,
+        batch_by_cost=by_cost,
         batch_by_dataset=by_dataset,
     )
 
 
-def features_per_stage(num_stages: int, dimension: int) -> tuple[int, ...]:
-    """Return the feature channels of each stage.
-
-    Examples:
-        >>> features_per_stage(6, 3)
-        (32, 64, 128, 256, 320, 320)
-    """
-    return tuple(
-        min(BASE_FEATURES * 2**stage, MAX_FEATURES[dimension]) for stage in range(num_stages)
+def architecture(topology: Topology, preset: Preset) -> Architecture:
+    """Return the network of a preset on a topology."""
+    num_stages = len(topology.strides)
+    blocks_encoder, blocks_decoder = preset.blocks(num_stages)
+    return Architecture(
+        kind=preset.kind,
+        features=preset.features(num_stages, len(topology.patch_size)),
+        kernel_sizes=topology.kernel_sizes,
+        strides=topology.strides,
+        blocks_encoder=blocks_encoder,
+        blocks_decoder=blocks_decoder,
     )
 
 
@@ -142,17 +149,48 @@ def _first_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> lis
     return [min(round(float(v)), m) for v, m in zip(cube, median_shape, strict=True)]
 
 
+def _fits(topology: Topology, budget: Budget) -> bool:
+    """Return whether as many patches as have to fit a step do."""
+    dimension = len(topology.patch_size)
+    patches = budget.patches_to_fit(dimension)
+    room = REFERENCE_BATCH[dimension] / patches
+    if _needed_voxels(topology, budget) / room > budget.allowed_voxels(dimension):
+        return False
+    return _operations(topology, budget) * patches <= budget.preset.max_operations
+
+
+def _largest_batch(topology: Topology, budget: Budget) -> int:
+    """Return the batch that memory and time of a step allow."""
+    dimension = len(topology.patch_size)
+    allowed, needed = budget.allowed_voxels(dimension), _needed_voxels(topology, budget)
+    by_memory = round(allowed / needed * REFERENCE_BATCH[dimension])
+    if not budget.is_timed:
+        return by_memory
+    return min(by_memory, int(budget.preset.max_operations // _operations(topology, budget)))
+
+
+def _operations(topology: Topology, budget: Budget) -> float:
+    """Return the operations of a step for one patch; 0 where they are not limited."""
+    if not budget.is_timed:
+        return 0
+    return step_operations(
+        architecture(topology, budget.preset),
+        topology.patch_size,
+        num_inputs=budget.num_inputs,
+        num_logits=budget.num_logits,
+    )
+
+
 def _needed_voxels(topology: Topology, budget: Budget) -> int:
     """Return the feature map values of one sample."""
-    num_stages = len(topology.strides)
-    blocks_encoder, blocks_decoder = budget.preset.blocks(num_stages)
+    network = architecture(topology, budget.preset)
     return feature_map_voxels(
-        budget.preset.kind,
+        network.kind,
         topology.patch_size,
-        features=features_per_stage(num_stages, len(topology.patch_size)),
-        strides=topology.strides,
-        blocks_encoder=blocks_encoder,
-        blocks_decoder=blocks_decoder,
+        features=network.features,
+        strides=network.strides,
+        blocks_encoder=network.blocks_encoder,
+        blocks_decoder=network.blocks_decoder,
         num_logits=budget.num_logits,
     )
 

@@ -23,7 +23,7 @@ STEP_VERSION = 2
 
 def parameters(plans: Plans, configuration: Configuration) -> dict[str, Any]:
     """Return everything besides the files that a preprocessed case depends on, as JSON values."""
-    uses_statistics = "ct" in configuration.normalization
+    uses_statistics = {"ct", "quantitative"} & set(configuration.normalization)
     return {
         "version": STEP_VERSION,
         "network_axes": plans.network_axes,
@@ -72,14 +72,13 @@ def preprocess_case(
     oriented = record.to_network_axes(channels)
     mask = nonzero_mask(oriented)
     record = _cropped_record(record, bounding_box(mask))
-    cropped = np.ascontiguousarray(crop(oriented, record.box))
     inside = crop(mask, record.box)
     labels = None
     if segmentation is not None:
         labels = np.ascontiguousarray(crop(record.to_network_axes(segmentation), record.box))
         inside = inside | (labels > 0)
     normalised = normalize(
-        cropped,
+        crop(oriented, record.box),
         inside,
         schemes=configuration.normalization,
         use_mask=configuration.use_mask_for_norm,

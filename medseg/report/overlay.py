@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from medseg.report.canvas import new_figure, save_png
 from medseg.report.palette import INK, colour
+from medseg.report.planes import PLANES, Labels, Plane, Voxel, centre_of_largest
 
 FILL = 0.35
 """Opacity of the inside of a structure."""
@@ -25,45 +25,6 @@ _WIDTH, _MAX_HEIGHT = 9.0, 13.0
 _MIN_WIDTH = 4.5
 _LEFT, _RIGHT, _TOP, _GAP, _LINE = 0.32, 0.06, 0.28, 0.06, 0.22
 """Margins, gap between cells and height of a line of the legend, inches."""
-
-Labels = NDArray[np.unsignedinteger[Any]]
-Voxel = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plane:
-    """One plane through an image on canonical (right, anterior, superior) axes.
-
-    Attributes:
-        name: What a radiologist calls it.
-        normal: Axis the plane cuts.
-        across: Axis whose direction points to the left of the picture.
-        up: Axis whose direction points to the top, a later one than `across`.
-        letters: Patient directions at left, right, top and bottom of the picture.
-    """
-
-    name: str
-    normal: int
-    across: int
-    up: int
-    letters: tuple[str, str, str, str]
-
-    def cut(self, array: NDArray[Any], voxel: Voxel) -> NDArray[Any]:
-        """Return the (up, across) picture through a voxel; row 0 is the bottom."""
-        picture = np.take(array, voxel[self.normal], axis=self.normal)
-        return np.flip(picture.T, axis=1)
-
-    def steps(self, spacing: tuple[float, float, float]) -> tuple[float, float]:
-        """Return the size of a pixel (across, up) in mm."""
-        return spacing[self.across], spacing[self.up]
-
-
-PLANES = (
-    Plane(name="axial", normal=2, across=0, up=1, letters=("R", "L", "A", "P")),
-    Plane(name="coronal", normal=1, across=0, up=2, letters=("R", "L", "S", "I")),
-    Plane(name="sagittal", normal=0, across=1, up=2, letters=("A", "P", "S", "I")),
-)
-"""Radiological convention: the patient's right is at the left, the nose points left."""
 
 
 def overlay_figure(
@@ -117,37 +78,6 @@ def overlay_figure(
         _letters(axes, plane)
     _legend(figure, dict(named.values()))
     save_png(figure, path)
-
-
-def centre_of_largest(labels: Labels) -> Voxel:
-    """Return a voxel whose three planes show the largest structure well.
-
-    Of each axis it is the slice closest to the centre of mass among those in which the structure
-    has at least half of its largest area: between two lungs there is nothing to see.
-
-    Args:
-        labels: Label map, shape (I, J, K); without any structure the middle voxel is returned.
-    """
-    counts = np.bincount(labels.reshape(-1))
-    counts[:1] = 0
-    if not counts.any():
-        i, j, k = (length // 2 for length in labels.shape)
-        return i, j, k
-    mask = labels == int(counts.argmax())
-    i, j, k = (_middle_slice(mask.sum(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    return i, j, k
-
-
-def _middle_slice(areas: NDArray[np.int64]) -> int:
-    """Return the slice of at least half the largest area that is closest to the centre of mass.
-
-    Examples:
-        >>> _middle_slice(np.array([0, 9, 9, 1, 0, 8, 8]))
-        2
-    """
-    slices = np.arange(len(areas))
-    distances = np.abs(slices - np.average(slices, weights=areas))
-    return int(np.where(2 * areas >= areas.max(), distances, np.inf).argmin())
 
 
 def _colours(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
-import unicodedata
 from collections.abc import Sequence
 
+from medseg.report.text import WIDTH, columns, shortened, wrap
 from medseg.schema.metrics import CaseMetrics, Metrics, StructureMetrics, StructureSummary
 
-WIDTH = 80
-"""Columns of a line."""
 _STRUCTURE_WIDTHS = (20, 5, 17, 7, 9, 7, 7, 8)
 _WORST_WIDTHS = (32, 10, 2, 20, 7, 9)
 
@@ -26,7 +23,7 @@ def format_metrics(metrics: Metrics, *, num_worst: int = 5) -> str:
         _structures(metrics),
         _worst(metrics, num_worst),
         _failed(metrics),
-        [line for note in metrics.notes for line in _wrap(f"note: {note}")],
+        [line for note in metrics.notes for line in wrap(f"note: {note}")],
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
@@ -43,7 +40,7 @@ def _structures(metrics: Metrics) -> list[str]:
         *(_structure(name, summary) for name, summary in metrics.summary.items()),
         rule,
         _row(last, _STRUCTURE_WIDTHS),
-        *_wrap(
+        *wrap(
             "n: cases with the structure; HD95: both surfaces present; "
             f"NSD: within {metrics.nsd_tolerance_mm:g} mm"
         ),
@@ -100,7 +97,7 @@ def _failed(metrics: Metrics) -> list[str]:
     total = len(metrics.failed) + len(metrics.cases)
     lines = [f"{len(metrics.failed)} of {total} cases could not be evaluated:"]
     for case, reason in metrics.failed.items():
-        lines += _wrap(f"{case}: {reason}", indent="  ")
+        lines += wrap(f"{case}: {reason}", indent="  ")
     return lines
 
 
@@ -122,37 +119,7 @@ def _row(cells: Sequence[str], widths: tuple[int, ...], left: tuple[int, ...] = 
     """Return one line: names (cut to fit) to the left of their columns, numbers to the right."""
     padded = []
     for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        text = _shortened(cell, width - 1) if index in left else cell
-        space = " " * (width - _columns(text))
+        text = shortened(cell, width - 1) if index in left else cell
+        space = " " * (width - columns(text))
         padded.append(text + space if index in left else space + text)
     return "".join(padded).rstrip()
-
-
-def _shortened(text: str, width: int) -> str:
-    """Cut the middle of a text that is too wide; names tend to differ at their ends."""
-    if _columns(text) <= width:
-        return text
-    head, tail = text[: len(text) // 2], text[len(text) // 2 :]
-    while _columns(head) + 1 + _columns(tail) > width:
-        head, tail = (head[:-1], tail) if _columns(head) >= _columns(tail) else (head, tail[1:])
-    return f"{head}~{tail}"
-
-
-def _columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes: wide characters take two.
-
-    Examples:
-        >>> _columns("CSF"), _columns("\\u8111")
-        (3, 2)
-    """
-    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
-
-
-def _wrap(text: str, indent: str = "") -> list[str]:
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        inside = indent + ("  " if lines else "")
-        lines += textwrap.wrap(
-            paragraph.strip(), WIDTH, initial_indent=inside, subsequent_indent=indent + "  "
-        )
-    return lines

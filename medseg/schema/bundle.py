@@ -23,7 +23,10 @@ class Semantics(Schema):
     label_resize: Literal["argmax"] = "argmax"
     """How label maps are resampled."""
     mirror_axes: tuple[int, ...] = ()
-    """Network axes mirrored in test-time augmentation."""
+    """Axes of the patch that are mirrored in test-time augmentation."""
+    swap_axes: tuple[int, ...] = ()
+    """Axes of the patch along which the labels of each pair of the plans' `left_right` change
+    places when mirrored."""
 
 
 class BundleManifest(Schema):

@@ -42,6 +42,10 @@ class FileFacts(Schema):
     """Type of the stored values, with byte order; empty if it could not be read."""
     picture: str = ""
     """Hash of the decoded values: equal for the same image in another file."""
+    slope: float = 1.0
+    """Factor the file asks for between stored values and intensities."""
+    inter: float = 0.0
+    """Summand the file asks for."""
 
 
 class ChannelFacts(Schema):
@@ -78,8 +82,20 @@ class CaseFacts(Schema):
     """Shape, cropped shape and spacing on canonical axes; None where the case is unusable."""
     relative_size: float = 1.0
     """Voxels of the non-zero box per voxel of the image."""
+    annotated_labels: tuple[str, ...] | None = None
+    """Labels drawn in this case when it was looked at; None: all."""
     problems: tuple[Problem, ...] = ()
     """What is wrong with this case alone."""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """Return the hashes of the files, which stand for the case's content."""
+        return tuple(file.sha256 for file in self.files)
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """Return the problems that keep the case from being used."""
+        return tuple(problem for problem in self.problems if problem.level == "error")
 
 
 class CheckReport(Schema):

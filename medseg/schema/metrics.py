@@ -47,7 +47,7 @@ class CaseMetrics(Schema):
     reference: str = ""
     """File of the reference."""
     structures: dict[str, StructureMetrics]
-    """Structure name -> values."""
+    """Structure name -> values; without those that were not annotated in this case."""
 
 
 class Statistic(Schema):

@@ -90,7 +90,8 @@ class AugmentationRecipe(Schema):
     inverted_gamma_probability: float = Field(default=0.1, ge=0, le=1)
     """Chance of a gamma change of the negated image."""
     mirror_axes: tuple[NonNegativeInt, ...] | None = None
-    """Network axes that may be mirrored, also in test-time augmentation; None: all."""
+    """Axes of the patch that may be mirrored, also in test-time augmentation; None: all. The plans
+    forbid one where labels have sides that cannot change places."""
 
 
 class NetworkRecipe(Schema):

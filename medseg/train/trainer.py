@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,12 @@ from medseg.augment.streams import sample_seed
 from medseg.data.loader import Batch
 from medseg.errors import MedsegError
 from medseg.labels import LabelScheme
+from medseg.losses.compound import Loss
 from medseg.models.unet import UNet
 from medseg.schema.recipe import Recipe
+from medseg.train.annotation import batch_annotated
 from medseg.train.optim import Ema, build_optimizer, learning_rate
 from medseg.train.schedule import Length
-
-Loss = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 _BEST_SMOOTHING = 0.9
 """Weight of the past in the running mean of the patch Dice that chooses "best"."""
@@ -34,12 +34,27 @@ class Parts:
 
     network: UNet
     loss: Loss
+    """(list of logits, target, valid) -> scalar; also told `annotated` where a batch is partial."""
     augmenter: Augmenter
     labels: LabelScheme
     device: torch.device
     dtype: torch.dtype | None
     """Autocast type of the network; None computes in float32."""
     seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """A batch on the device."""
+
+    images: torch.Tensor
+    """(B, C, *spatial)."""
+    target: torch.Tensor
+    """Labels (B, *spatial), or regions (B, R, *spatial)."""
+    valid: torch.Tensor | None
+    """(B, *spatial) voxels that count; None: all."""
+    annotated: torch.Tensor | None
+    """(B, L) structures that were annotated; None: all."""
 
 
 class Trainer:
@@ -93,15 +108,20 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.network.train()
-        images, target, valid = self._prepare(batch, augment=True)
+        samples = self._prepare(batch, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            logits = _as_list(self.network(images))
-        loss = self.parts.loss(logits, target, valid)
+            logits = _as_list(self.network(samples.images))
+        loss = self._loss(logits, samples)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update(loss, batch)
         self.length.advance()
         return loss.detach().nan_to_num(0.0, 0.0, 0.0)
+
+    def _loss(self, logits: list[torch.Tensor], samples: _Samples) -> torch.Tensor:
+        if samples.annotated is None:
+            return self.parts.loss(logits, samples.target, samples.valid)
+        return self.parts.loss(logits, samples.target, samples.valid, annotated=samples.annotated)
 
     def _update(self, loss: torch.Tensor, batch: Batch) -> None:
         """Apply the gradients; a step that is not finite changes nothing and is counted.
@@ -137,17 +157,18 @@ class Trainer:
     def validate(self, batches: Iterable[Batch]) -> tuple[dict[str, float | None], float | None]:
         """Return the Dice of each structure pooled over validation patches, and the mean loss.
 
-        The weights judged are those that are saved: the moving average where there is one.
+        The weights judged are those that are saved: the moving average where there is one. A
+        structure is judged in the patches of the cases in which it was annotated.
         """
         self.network.eval()
         weights = self.weights()
         counts, loss, num_batches = None, self.new_loss_sum(), 0
         for batch in batches:
-            images, target, valid = self._prepare(batch, augment=False)
+            samples = self._prepare(batch, augment=False)
             with self._autocast():
-                logits = _as_list(functional_call(self.network, weights, (images,)))
-            loss += self.parts.loss(logits, target, valid)
-            found = self._counts(logits[0].float(), target, valid)
+                logits = _as_list(functional_call(self.network, weights, (samples.images,)))
+            loss += self._loss(logits, samples)
+            found = self._counts(logits[0].float(), samples)
             counts = found if counts is None else counts + found
             num_batches += 1
         if counts is None:
@@ -155,25 +176,28 @@ class Trainer:
         dice = [
             2 * tp / (2 * tp + wrong) if tp + wrong > 0 else None for tp, wrong in counts.tolist()
         ]
-        names = self.parts.labels.foreground
-        return dict(zip(names, dice, strict=True)), float(loss) / num_batches
+        channels = self.parts.labels.channels
+        by_channel = dict(zip(sorted(channels, key=channels.__getitem__), dice, strict=True))
+        return {name: by_channel[name] for name in channels}, float(loss) / num_batches
 
-    def _counts(
-        self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _counts(self, logits: torch.Tensor, samples: _Samples) -> torch.Tensor:
         """Return (structures, 2): true positives, and false positives plus false negatives."""
         if self.parts.labels.has_regions:
-            predicted, reference = logits > 0, target.bool()
+            predicted, reference = logits > 0, samples.target.bool()
         else:
             classes = torch.arange(1, logits.shape[1], device=logits.device)
             shape = (1, -1, *(1,) * (logits.ndim - 2))
             predicted = logits.argmax(1, keepdim=True) == classes.view(shape)
-            reference = target.unsqueeze(1) == classes.view(shape)
-        counted = torch.ones_like(reference) if valid is None else valid.unsqueeze(1)
-        axes = [0, *range(2, logits.ndim)]
-        hits = (predicted & reference & counted).sum(axes)
-        wrong = ((predicted ^ reference) & counted).sum(axes)
-        return torch.stack([hits, wrong], dim=1).double()
+            reference = samples.target.unsqueeze(1) == classes.view(shape)
+        axes = tuple(range(2, logits.ndim))
+        if samples.valid is not None:
+            predicted = predicted & samples.valid.unsqueeze(1)
+            reference = reference & samples.valid.unsqueeze(1)
+        hits, wrong = (predicted & reference).sum(axes), (predicted ^ reference).sum(axes)
+        if samples.annotated is not None:
+            drawn = samples.annotated[:, -hits.shape[1] :]  # labels: without the background
+            hits, wrong = hits * drawn, wrong * drawn
+        return torch.stack([hits.sum(0), wrong.sum(0)], dim=1).double()
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Count the epoch and decide whether its weights are the best so far.
@@ -242,23 +266,28 @@ class Trainer:
         self.best_dice = state["best_dice"]
         self.seconds_to_last_step = state["seconds_to_last_step"]
 
-    def _prepare(
-        self, batch: Batch, *, augment: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _prepare(self, batch: Batch, *, augment: bool) -> _Samples:
         """Move a batch to the device and turn labels into targets; augmented in training."""
-        device, patches = self.parts.device, batch.patches
+        device, patches, labels = self.parts.device, batch.patches, self.parts.labels
         images = [_to_device(patch.image, device) for patch in patches]
         segmentations = [_to_device(_torch_labels(patch.segmentation), device) for patch in patches]
         masks = [_to_device(p.outside, device) for p in patches if p.outside is not None]
         if augment:
             seeds = [sample_seed(self.parts.seed, index) for index in batch.indices]
+            annotated = batch_annotated(batch, labels, self.parts.augmenter, seeds)
             image, segmentation, _ = self.parts.augmenter(
                 images, segmentations, masks or None, seeds=seeds
             )
         else:
+            annotated = batch_annotated(batch, labels)
             image, segmentation = torch.stack(images), torch.stack(segmentations)
-        target, valid = self.parts.labels.target(segmentation)
-        return image, target, valid
+        target, valid = labels.target(segmentation)
+        return _Samples(
+            images=image,
+            target=target,
+            valid=valid,
+            annotated=None if annotated is None else _to_device(annotated, device),
+        )
 
     def _autocast(self) -> Any:
         if self.parts.dtype is None:

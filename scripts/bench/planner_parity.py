@@ -2,21 +2,31 @@
 """Plan the data sets of a file and compare with the plans nnU-Net made for them.
 
     python scripts/bench/planner_parity.py FILE
+    python scripts/bench/planner_parity.py --random 40 --seed 1 --peer-python PYTHON [--save FILE]
 
 FILE is a JSON list; each entry has "dataset" (nnU-Net's dataset.json), "fingerprint" (its
-fingerprint, axes z, y, x) and "plans" (planner class -> its plans). Prints each difference, then
-`equal N of M`: data sets whose plans are the same with all planners. Exit status 0 if all are.
+fingerprint, axes z, y, x) and "plans" (planner class -> its plans), and may have "gpu_memory_gb"
+and "target_spacing" (mm, x, y, z). With --random, that many data sets are made up
+(`random_entry`) and planned by the nnU-Net of the environment whose interpreter is given.
+
+Prints each difference, then `equal N of M`: data sets whose plans are the same with all planners.
+Exit status 0 if all are.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medseg.errors import MedsegError
 from medseg.plan.planner import make_plans
@@ -76,6 +86,7 @@ def as_reference(plans: Plans) -> dict[str, Any]:
     """Return plans in nnU-Net's words."""
     return {
         "transpose_forward": [2 - axis for axis in plans.network_axes],
+        "original_median_spacing": plans.original_median_spacing,
         "configurations": {
             name: {"inherits_from": "3d_fullres", "previous_stage": configuration.previous_stage}
             if configuration.previous_stage
@@ -107,20 +118,22 @@ def _configuration_as_reference(configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def differences(expected: Any, found: Any, where: str = "") -> Iterator[str]:
-    """Yield "place: expected, found" for every difference; numbers agree to 1e-9."""
+def differences(
+    expected: Any, found: Any, where: str = "", *, tolerance: float = 1e-9
+) -> Iterator[str]:
+    """Yield "place: expected, found" for every difference; numbers agree relatively."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted({*expected, *found}):
             place = f"{where}.{key}" if where else str(key)
-            yield from differences(expected.get(key), found.get(key), place)
+            yield from differences(expected.get(key), found.get(key), place, tolerance=tolerance)
     elif isinstance(expected, list) and isinstance(found, (list, tuple)):
         if len(expected) != len(found):
             yield f"{where}: expected {expected}, found {list(found)}"
             return
         for index, pair in enumerate(zip(expected, found, strict=True)):
-            yield from differences(*pair, f"{where}[{index}]")
+            yield from differences(*pair, f"{where}[{index}]", tolerance=tolerance)
     elif isinstance(expected, (int, float)) and isinstance(found, (int, float)):
-        if not math.isclose(expected, found, rel_tol=1e-9):
+        if not math.isclose(expected, found, rel_tol=tolerance):
             yield f"{where}: expected {expected}, found {found}"
     elif expected != found:
         yield f"{where}: expected {expected}, found {found}"
@@ -132,21 +145,167 @@ def compare(entry: dict[str, Any]) -> Iterator[str]:
     fingerprint = read_fingerprint(entry["fingerprint"], len(spec.channels))
     options = {k: entry[k] for k in ("gpu_memory_gb", "target_spacing") if k in entry}
     for planner, expected in entry["plans"].items():
+        if "error" in expected:
+            yield f"{planner}: nnU-Net itself failed: {expected['error']}"
+            continue
         try:
-            plans = make_plans(fingerprint, spec, name=PRESETS[planner], **options)
+            preset = PRESETS[planner]
+            plans = make_plans(fingerprint, spec, name=preset, quantitative=False, **options)
         except MedsegError as error:
             yield f"{planner}: {error}"
             continue
-        for difference in differences(expected, as_reference(plans)):
+        found = {key: v for key, v in as_reference(plans).items() if key in expected}
+        wanted = {key: v for key, v in expected.items() if key != "intensity"}
+        for difference in differences(wanted, found):
             yield f"{planner}: {difference}"
 
 
+# Made-up data sets
+
+KINDS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float]] = {
+    "ct": ((280, 512, 512), (1.5, 0.8, 0.8), 0.2),
+    "ct_thin": ((700, 512, 512), (0.6, 0.7, 0.7), 0.2),
+    "mr_iso": ((180, 240, 200), (1.0, 1.0, 1.0), 0.1),
+    "mr_equal": ((160, 160, 160), (1.0, 1.0, 1.0), 0.0),
+    "mr_axial": ((28, 384, 320), (5.0, 0.6, 0.7), 0.15),
+    "mr_sagittal": ((448, 512, 17), (0.5, 0.5, 4.0), 0.1),
+    "mr_coronal": ((256, 24, 320), (0.9, 3.6, 0.8), 0.15),
+    "cardiac": ((10, 230, 210), (9.0, 1.4, 1.4), 0.3),
+    "mixed": ((60, 200, 180), (3.0, 1.0, 1.0), 0.6),
+    "spine": ((1400, 90, 90), (0.4, 0.8, 0.8), 0.2),
+    "tiny": ((9, 13, 11), (1.2, 1.0, 0.9), 0.2),
+    "small": ((36, 50, 35), (1.0, 1.0, 1.0), 0.05),
+    "few_slices": ((3, 300, 260), (8.0, 0.7, 0.7), 0.2),
+    "whole_body": ((1100, 512, 512), (1.0, 1.3, 1.3), 0.1),
+    "microscopy": ((2000, 2000, 2000), (0.001, 0.001, 0.001), 0.05),
+    "nanometres": ((120, 1500, 1500), (50.0, 4.0, 4.0), 0.1),
+    "2d": ((1, 700, 600), (999.0, 1.0, 1.0), 0.3),
+    "2d_small": ((1, 40, 64), (999.0, 1.0, 1.0), 0.1),
+    "2d_large": ((1, 6000, 4000), (999.0, 1.0, 1.0), 0.1),
+    "2d_wide": ((1, 96, 1500), (10.0, 0.1, 0.4), 0.1),
+}
+"""Kind -> shape and spacing of a middle case (z, y, x), and how much cases differ.
+
+Single slices always have the largest voxels across the slice: elsewhere nnU-Net plans them as
+volumes, and medseg does not, on purpose.
+"""
+CHANNELS = ("CT", "ct", "T1w", "FLAIR", "ADC", "noNorm", "zscore", "rescale_to_0_1")
+MEMORY_GB = (4, 8, 11, 16, 24, 40, 80)
+
+
+def random_entry(rng: np.random.Generator, kind: str) -> dict[str, Any]:
+    """Return a made-up data set of a kind: dataset.json, fingerprint, planners, options."""
+    shape, spacing, spread = (np.array(v) for v in KINDS[kind])
+    num_cases = int(rng.choice([1, 2, 3, 8, 20, 60, 200, 900]))
+    shared = np.exp(rng.normal(0, spread / 2, 3))
+    fixed = spread == 0 or kind.startswith("2d")
+    factors = np.exp(rng.normal(0, spread / 2, (num_cases, 3)))
+    spacings = np.where(fixed, spacing, np.round(spacing * shared * np.sqrt(factors), 5))
+    shapes = np.round(shape * np.where(shape == 1, 1, shared / factors)).astype(int)
+    entry = {
+        "kind": kind,
+        "dataset": _random_dataset(rng, num_cases),
+        "fingerprint": {
+            "spacings": spacings.tolist(),
+            "shapes_after_crop": np.maximum(shapes, np.where(shape == 1, 1, 2)).tolist(),
+            "median_relative_size_after_cropping": float(rng.choice([0.3, 0.74, 0.75, 1.0])),
+        },
+        "planners": [str(v) for v in rng.permutation(list(PRESETS))[: int(rng.integers(1, 4))]],
+    }
+    if rng.random() < 0.5:
+        entry["gpu_memory_gb"] = float(rng.choice(MEMORY_GB))
+    if rng.random() < 0.15 and shape.min() > 1:
+        entry["target_spacing"] = np.round(spacing[::-1] * rng.uniform(0.7, 2.5, 3), 3).tolist()
+    return entry
+
+
+def _random_dataset(rng: np.random.Generator, num_cases: int) -> dict[str, Any]:
+    num_labels = int(rng.choice([1, 2, 5, 20, 117]))
+    labels: dict[str, Any] = {"background": 0}
+    has_regions = rng.random() < 0.3
+    for value in range(1, num_labels + 1):
+        labels[f"l{value}"] = list(range(value, num_labels + 1)) if has_regions else value
+    if rng.random() < 0.3:
+        labels["ignore"] = num_labels + 1
+    names = ["R", "G", "B"] if rng.random() < 0.1 else rng.choice(CHANNELS, rng.integers(1, 5))
+    dataset: dict[str, Any] = {
+        "channel_names": {str(index): str(name) for index, name in enumerate(names)},
+        "labels": labels,
+        "numTraining": num_cases,
+        "file_ending": ".nii.gz",
+    }
+    if has_regions:
+        dataset["regions_class_order"] = list(range(1, num_labels + 1))
+    return dataset
+
+
+def random_entries(number: int, seed: int, python: str) -> list[dict[str, Any]]:
+    """Return made-up data sets of all kinds in turn, planned by nnU-Net."""
+    rng = np.random.default_rng(seed)
+    kinds = [str(kind) for _ in range(0, number, len(KINDS)) for kind in rng.permutation([*KINDS])]
+    entries = [random_entry(rng, kind) for kind in kinds[:number]]
+    for index, (entry, result) in enumerate(
+        zip(entries, planned_by_peer(map(_job, entries), python), strict=True)
+    ):
+        entry.update(seed=f"{seed}/{index}", plans=result["plans"])
+    return entries
+
+
+def planned_by_peer(jobs: Iterable[dict[str, Any]], python: str) -> list[dict[str, Any]]:
+    """Return fingerprint and plans of each job, made by the nnU-Net of another environment."""
+    script = Path(__file__).with_name("nnunet_planner.py")
+    with tempfile.TemporaryDirectory() as folder:
+        listed, results = Path(folder) / "jobs.json", Path(folder) / "results.json"
+        listed.write_text(json.dumps(list(jobs)))
+        command = [python, str(script), str(listed), str(results)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return list(json.loads(results.read_text()))
+
+
+def _job(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry as nnU-Net takes it: no image is read, spacing is z, y, x."""
+    bare = {"case": {"images": ["none_0000.nii.gz"], "label": "none.nii.gz"}}
+    plain = {"overwrite_image_reader_writer": "SimpleITKIO", "dataset": bare}
+    statistics = dict.fromkeys(("mean", "std", "median", "min", "max"), 0.0)
+    properties = dict.fromkeys(entry["dataset"]["channel_names"], statistics)
+    return {
+        **entry,
+        "dataset": {**plain, **entry["dataset"]},
+        "fingerprint": {
+            **entry.get("fingerprint", {}),
+            "foreground_intensity_properties_per_channel": properties,
+        },
+        **({"target_spacing": entry["target_spacing"][::-1]} if "target_spacing" in entry else {}),
+    }
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    parser.add_argument("--random", type=int, metavar="N", help="number of made-up data sets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter that has nnunetv2")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="where to keep what was made")
+    options = parser.parse_args(arguments)
+    if (options.file is None) == (options.random is None):
+        parser.error("expected either FILE or --random N")
+    if options.random is not None and options.peer_python is None:
+        parser.error("--random needs --peer-python")
+    return options
+
+
 def main(arguments: list[str]) -> int:
-    """Compare every entry of the file."""
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
-    entries = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    """Compare every entry."""
+    options = parse(arguments)
+    if options.file is not None:
+        entries = json.loads(options.file.read_text(encoding="utf-8"))
+    else:
+        entries = random_entries(options.random, options.seed, options.peer_python)
+    if options.save is not None:
+        options.save.write_text(json.dumps(entries))
     num_equal, slowest = 0, 0.0
     for index, entry in enumerate(entries):
         start = time.perf_counter()

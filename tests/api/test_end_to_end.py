@@ -231,7 +231,7 @@ def test_every_fold_then_crossval_pools_every_case(workspace, recipe):
 def test_fold_all_learns_from_every_case_and_has_no_validation(workspace, recipe, prepared):
     run = medseg.train("4", "3d_fullres", "all", recipe=recipe, workspace=workspace, iterations=1)
     assert run.metrics == {}
-    assert not (workspace / "datasets/Dataset004_Tiny/splits.json").exists()
+    assert not (run.path / "fold_0").exists()
     model = medseg.load(run.bundle, device="cpu")
     assert model.folds == ("all",)
     images = prepared / "Dataset004_Tiny/imagesTr"
@@ -312,7 +312,7 @@ def test_preprocessed_cases_are_used_again(workspace, prepared):
         workers=1,
     )
     after = {path: path.stat().st_mtime_ns for path in store.rglob("entry.json")}
-    assert len(before) == 12
+    assert len(before) == 6  # slices lie 1.9 mm apart in all cases: 2d and 3d share the entries
     assert after == before
 
 
@@ -346,7 +346,7 @@ def test_training_on_cases_of_other_plans_is_refused(workspace, recipe):
     """Plans changed after preprocessing must not train on what was made from the old ones."""
     from medseg.api import prepare
 
-    prepare.plan("4", target_spacing=(1.4, 1.6, 2.4), workspace=workspace)
+    prepare.plan("4", target_spacing=(1.4, 1.6, 2.4), replan=True, workspace=workspace)
     with pytest.raises(DatasetError, match="preprocessed for other plans"):
         medseg.train("4", "3d_fullres", 0, recipe=recipe, workspace=workspace, iterations=1)
 
@@ -356,7 +356,7 @@ def test_folds_of_one_run_share_their_plans(workspace, recipe):
 
     options = {"recipe": recipe, "workspace": workspace, "iterations": 1}
     medseg.train("4", "3d_fullres", 0, **options)
-    prepare.plan("4", target_spacing=(1.4, 1.6, 2.4), workspace=workspace)
+    prepare.plan("4", target_spacing=(1.4, 1.6, 2.4), replan=True, workspace=workspace)
     prepare.preprocess("4", configurations=["3d_fullres"], workspace=workspace, workers=1)
     with pytest.raises(ConfigError, match=r"started with another plans\.json"):
         medseg.train("4", "3d_fullres", 1, **options)

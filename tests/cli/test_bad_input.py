@@ -119,7 +119,7 @@ def test_folder_without_images_is_refused(medseg, raw, tmp_path):
     for path in (raw / "imagesTr").iterdir():
         path.unlink()
     ran = medseg("plan-and-preprocess", raw)
-    assert_one_error(ran, ["imagesTr", ".nii.gz", "file_ending"])
+    assert_one_error(ran, ["imagesTr", "no image there", "CASE_0000.nii.gz"])
     assert not (tmp_path / "work").exists()
 
 

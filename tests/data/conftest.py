@@ -26,7 +26,8 @@ def make_entry(shape=(9, 14, 11), *, seed=0, labels=None, has_outside=True):
     """Return an entry whose first channel numbers the voxels (from 1) in C order."""
     rng = np.random.default_rng(seed)
     number = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
-    image = np.stack([number, rng.normal(size=shape).astype(np.float32)])
+    noise = rng.normal(size=shape).astype(np.float16)  # what the store keeps exactly
+    image = np.stack([number, noise.astype(np.float32)])
     if labels is None:
         labels = np.zeros(shape, np.uint8)
         labels[5:7, 8:12, 3:5] = 1

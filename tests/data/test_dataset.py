@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medseg.data.case import case_paths, load_case
-from medseg.data.dataset import group_channels, parse_labels, read_dataset
+from medseg.data.dataset import group_channels, parse_labels, read_dataset, scan_dataset
+from medseg.data.layouts.listing import Listing
 from medseg.errors import ConfigError, DatasetError, GeometryError
 from medseg.io.write import write_nifti
 
@@ -120,6 +123,19 @@ def test_decathlon_entries_without_channel_suffix_find_split_channels(raw):
     )
 
 
+def test_test_list_of_the_decathlon_takes_no_part(raw):
+    decathlon(raw, label_values={"0": "background", "1": "organ", "2": "lesion"})
+    describe(raw, test=["./imagesTs/case_7.nii.gz"])
+    assert list(read_dataset(raw).cases) == ["case_1", "case_2", "case_3"]
+
+
+def test_variables_in_paths_are_not_replaced_but_named(raw):
+    entry = {"images": ["$DATA/a.nii.gz", "$DATA/b.nii.gz"], "label": "labelsTr/case_1.nii.gz"}
+    describe(raw, dataset={"anna": entry})
+    with pytest.raises(DatasetError, match="variables are not replaced, write the path itself"):
+        read_dataset(raw)
+
+
 def test_dataset_dictionary_names_the_files(raw, good, tmp_path):
     """Files may lie outside the folder, by absolute or relative path."""
     entries = {
@@ -165,7 +181,7 @@ def test_gap_in_channel_numbers_is_named(raw):
         ({"channel_names": ["T1w"]}, "expected an object such as"),
         ({"labels": None}, "labels is None"),
         ({"labels": {"background": 0, "organ": "one"}}, "must be an integer"),
-        ({"labels": {"background": 0, "organ": 2}}, "without gaps"),
+        ({"labels": {"background": 0, "organ": 1.5}}, "must be an integer"),
         ({"labels": {"background": 0, "organ": 1, "ignore": [2, 3]}}, "expected one integer"),
         ({"training": ["imagesTr/case_1.nii.gz"]}, "training holds"),
         ({"dataset": {"a": "b.nii.gz"}}, "dataset.a is"),
@@ -191,10 +207,115 @@ def test_folder_that_is_no_dataset_is_refused(tmp_path):
         read_dataset(tmp_path)
 
 
-def test_wrong_file_ending_is_named(raw):
+def test_file_ending_is_a_preference_not_a_filter(raw, good):
+    """An ending that no file has changes nothing; nnU-Net would find no case."""
     describe(raw, file_ending=".nrrd")
-    with pytest.raises(DatasetError, match=r"no image there ends in '\.nrrd'"):
+    assert read_dataset(raw).cases == read_dataset(good).cases
+
+
+def test_endings_may_differ_within_a_case(raw):
+    (raw / "imagesTr/case_1_0001.nii.gz").rename(raw / "imagesTr/case_1_0001.mha")
+    (raw / "labelsTr/case_1.nii.gz").rename(raw / "labelsTr/case_1.NRRD")
+    files = read_dataset(raw).cases["case_1"]
+    assert files.channels == ("imagesTr/case_1_0000.nii.gz", "imagesTr/case_1_0001.mha")
+    assert files.segmentation == "labelsTr/case_1.NRRD"
+
+
+def test_of_two_files_for_one_channel_the_declared_ending_is_taken_aloud(raw, caplog):
+    shutil.copy(raw / "imagesTr/case_2_0001.nii.gz", raw / "imagesTr/case_2_0001.nrrd")
+    spec = read_dataset(raw)
+    assert spec.cases["case_2"].channels[1] == "imagesTr/case_2_0001.nii.gz"
+    assert "claim to be channel 1 of case 'case_2'" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_two_files_for_one_thing_are_refused_where_nothing_decides(raw, folder):
+    stem = "case_2_0000" if folder == "imagesTr" else "case_2"
+    describe(raw, file_ending=None)
+    shutil.copy(raw / f"{folder}/{stem}.nii.gz", raw / f"{folder}/{stem}.nii")
+    with pytest.raises(DatasetError, match=rf"{stem}\.nii, {folder}/{stem}\.nii\.gz all claim"):
         read_dataset(raw)
+
+
+def test_pictures_beside_the_images_are_left_out_aloud(raw, good, caplog):
+    (raw / "imagesTr/overview.png").write_bytes(b"")
+    (raw / "imagesTr/._case_1_0000.nii.gz").write_bytes(b"")
+    (raw / "labelsTr/notes.txt").write_text("")
+    assert read_dataset(raw).cases == read_dataset(good).cases
+    assert "imagesTr/overview.png has no segmentation" in caplog.text
+
+
+def test_segmentation_without_an_image_is_told(raw, caplog):
+    shutil.copy(raw / "labelsTr/case_1.nii.gz", raw / "labelsTr/case_9.nii.gz")
+    assert "case_9" not in read_dataset(raw).cases
+    assert "labelsTr/case_9.nii.gz has no image in imagesTr" in caplog.text
+
+
+def test_picture_holds_all_its_channels_in_one_file(raw):
+    """RGB pictures are numbered _0000 by nnU-Net though they hold three channels."""
+    for path in (raw / "imagesTr").iterdir():
+        path.unlink()
+    for number in (1, 2, 3):
+        (raw / f"imagesTr/case_{number}_0000.png").write_bytes(b"")
+    describe(raw, channel_names={"0": "R", "1": "G", "2": "B"}, file_ending=".png")
+    assert read_dataset(raw).cases["case_3"].channels == ("imagesTr/case_3_0000.png",)
+
+
+def test_analyze_pair_is_one_image(raw):
+    for ending in (".hdr", ".img"):
+        shutil.copy(raw / "imagesTr/case_1_0000.nii.gz", raw / f"imagesTr/case_1_0000{ending}")
+    (raw / "imagesTr/case_1_0000.nii.gz").unlink()
+    assert read_dataset(raw).cases["case_1"].channels[0] == "imagesTr/case_1_0000.hdr"
+
+
+def test_digits_at_the_end_of_an_id_are_no_channel(tmp_path):
+    """BRATS_0001.nii.gz is called like its segmentation: it is no channel 1 of a case BRATS."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+        for number in (1, 2):
+            (tmp_path / folder / f"BRATS_{number:04d}.nii.gz").write_bytes(b"")
+    labels = {"background": 0, "a": 1}
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": labels})
+    )
+    assert read_dataset(tmp_path).cases["BRATS_0002"].channels == ("imagesTr/BRATS_0002.nii.gz",)
+
+
+def test_letters_composed_otherwise_are_the_same_name(raw):
+    """A name may come with its accent as a letter of its own (macOS) or not."""
+    for number in (0, 1):
+        old = raw / f"imagesTr/case_2_{number:04d}.nii.gz"
+        old.rename(raw / f"imagesTr/Z\u00fcrich 2_{number:04d}.nii.gz")
+    (raw / "labelsTr/case_2.nii.gz").rename(raw / "labelsTr/Zu\u0308rich 2.nii.gz")
+    files = read_dataset(raw).cases["Z\u00fcrich 2"]
+    assert files.segmentation == "labelsTr/Zu\u0308rich 2.nii.gz"
+
+
+def test_folder_called_like_a_file_is_missing(raw):
+    (raw / "labelsTr/case_1.nii.gz").unlink()
+    (raw / "labelsTr/case_1.nii.gz").mkdir()
+    with pytest.raises(DatasetError, match="case 'case_1': no segmentation in labelsTr"):
+        read_dataset(raw)
+
+
+def test_scan_returns_bad_cases_with_their_problems(raw):
+    (raw / "imagesTr/case_1_0001.nii.gz").unlink()
+    spec, problems = scan_dataset(raw)
+    assert len(spec.cases) == 3
+    assert [(p.code, p.case, p.file) for p in problems] == [
+        ("missing-file", "case_1", "imagesTr/case_1_0001.nii.gz")
+    ]
+
+
+def test_each_folder_is_looked_into_once(raw, monkeypatch):
+    """Listing costs one look into each folder, whatever the number of cases."""
+    looks = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (looks.append(path), scandir(path))[1])
+    monkeypatch.setattr(Path, "stat", None)
+    listing = Listing(raw)
+    assert all(listing.has_file(f"labelsTr/case_{n}.nii.gz") for n in (1, 2, 3))
+    assert len(looks) == 1
 
 
 def test_labels_of_every_spelling(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
 from medseg.data.loader import batches
-from medseg.data.patches import PatchSampler
+from medseg.data.patches import Annotation, PatchSampler
 from medseg.errors import DatasetError
 
 
@@ -100,3 +102,19 @@ def test_only_a_few_batches_are_cut_ahead(sampler):
     time.sleep(0.1)
     assert max(drawn) < 3 * (1 + 2)
     source.close()
+
+
+def test_a_batch_says_what_was_annotated_only_if_something_was_not(sampler):
+    partial = {"b": Annotation(channels=(True, False, True), structures=((3,),))}
+    with closing(batches(replace(sampler, partial=partial), first=0)) as source:
+        found = list(islice(source, 12))
+    assert {"a", "b"} in [set(batch.case_ids) for batch in found]
+    for batch in found:
+        if "b" not in batch.case_ids:
+            assert batch.annotated is None
+            continue
+        expected = [[True, case != "b", True] for case in batch.case_ids]
+        assert batch.annotated.dtype == bool
+        assert batch.annotated.tolist() == expected
+    with closing(batches(sampler, first=0)) as source:
+        assert next(source).annotated is None

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medseg.data.patches import PatchSampler, cut
+from medseg.data.patches import Annotation, PatchSampler, cut, partial_annotations
+from medseg.labels import LabelScheme
+from medseg.schema.dataset import CaseFiles, DatasetSpec
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +184,48 @@ def test_regions_are_drawn_through_their_labels(sampler):
     whole = replace(sampler, structures=((1, 3),), foreground_fraction=1.0, case_ids=("both",))
     labels = {int(whole.draw(k).segmentation[2, 3, 2]) for k in range(60)}
     assert {1, 3} <= labels
+
+
+def test_partial_annotations_are_those_of_cases_in_which_something_is_missing():
+    names = {"core": (20, 9), "background": 0, "edge": (5,), "all": (5, 9, 20)}
+    annotated = {"a": None, "b": ("core",), "c": ("all", "edge"), "d": ("edge", "core", "all")}
+    spec = DatasetSpec(
+        name="Dataset001_Parts",
+        channels=("T1w",),
+        labels=names,
+        regions_class_order=(20, 5, 9),
+        cases={
+            case: CaseFiles(channels=(f"{case}.nii",), annotated_labels=found)
+            for case, found in annotated.items()
+        },
+    )
+    assert partial_annotations(spec, LabelScheme.from_spec(spec)) == {
+        "b": Annotation(channels=(True, False, False), structures=((3, 2),)),
+        "c": Annotation(channels=(False, True, True), structures=((1,), (1, 2, 3))),
+    }
+
+
+def test_what_was_not_annotated_is_not_looked_for(sampler, entries):
+    """Label 3 of the case may be part of a larger region; as a structure it is not sought."""
+    partial = {"both": Annotation(channels=(True, False), structures=((1,),))}
+    forced = replace(sampler, partial=partial, foreground_fraction=1.0)
+    sought = {"both": set(), "corner": set()}
+    for k in range(200):
+        patch = forced.draw(k)
+        assert patch.annotated == ((True, False) if patch.case_id == "both" else None)
+        start = start_of(patch, entries[patch.case_id])
+        if patch.case_id != "empty" and (start > 0).all():
+            center = tuple(start + np.array((4, 6, 5)) // 2)
+            sought[patch.case_id].add(int(entries[patch.case_id].segmentation[center]))
+    assert sought == {"both": {1}, "corner": {3}}
+
+
+def test_cases_that_are_complete_are_drawn_as_ever(sampler):
+    """Those of the others keep their place in the random stream."""
+    partial = {"corner": Annotation(channels=(True, False), structures=((1,),))}
+    other = replace(sampler, partial=partial)
+    for k in range(40):
+        ours, theirs = other.draw(k), sampler.draw(k)
+        assert ours.case_id == theirs.case_id
+        if ours.case_id != "corner":
+            np.testing.assert_array_equal(ours.image, theirs.image)

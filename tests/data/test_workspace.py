@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,54 @@ def test_same_name_from_another_place_is_refused(tmp_path):
         Workspace(tmp_path).find(new)
     old.rmdir()
     assert Workspace(tmp_path).find(new)[1] == new  # moved, not another one
+
+
+def describe(path, **further):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"labels": {}, "cases": {}, **further}))
+    return path
+
+
+def test_manifest_is_named_after_its_folder_or_itself(tmp_path):
+    workspace = Workspace(tmp_path / "work")
+    for name, expected in (("medseg.json", "Task9_X"), ("old list.csv", "old list")):
+        path = describe(tmp_path / "Task9_X" / name)
+        folder, source = workspace.find(path)
+        assert folder.path == tmp_path / "work/datasets" / expected
+        assert source == path
+
+
+def test_folder_and_its_descriptions_are_one_dataset(tmp_path):
+    """What was read from dataset.json and has a manifest now is the same dataset."""
+    raw = tmp_path / "raw/Mine"
+    describe(raw / "dataset.json")
+    workspace = Workspace(tmp_path)
+    folder, _ = workspace.find(raw)
+    spec = DatasetSpec(
+        name="Mine",
+        source=str(raw),
+        description=str(raw / "dataset.json"),
+        channels=("T1",),
+        labels={"background": 0, "a": 1},
+    )
+    write(folder.spec_path, spec)
+    manifest = describe(raw / "medseg.json")
+    for path in (raw, manifest, raw / "dataset.json"):
+        assert workspace.find(path)[0] == folder
+
+
+def test_manifest_in_the_workspace_stands_for_a_folder(tmp_path):
+    raw, other = tmp_path / "raw/Mine", tmp_path / "other/Mine"
+    for path in (raw, other):
+        path.mkdir(parents=True)
+    workspace = Workspace(tmp_path)
+    manifest = describe(workspace.folder_of(raw).manifest_path, folder=str(raw))
+    assert workspace.find(raw)[1] == manifest
+    assert workspace.find("Mine")[1] == manifest
+    assert workspace.find(other)[1] == other
+    beside = describe(raw / "medseg.csv")
+    assert beside.is_file()
+    assert workspace.find(raw)[1] == raw
 
 
 def test_missing_parts_say_which_command_makes_them(workspace):

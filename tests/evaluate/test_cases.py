@@ -11,7 +11,7 @@ import pytest
 from medseg.errors import ConfigError, DatasetError, GeometryError
 from medseg.evaluate.cases import evaluate_case, evaluate_folder, find_description
 from medseg.evaluate.pairs import list_segmentations, pair_files
-from medseg.schema.dataset import DatasetSpec
+from medseg.schema.dataset import CaseFiles, DatasetSpec
 
 SHAPE, SPACING = (9, 7, 5), (0.7, 1.9, 3.1)
 
@@ -243,3 +243,129 @@ def test_work_can_go_to_other_processes(folders):
     assert pickle.loads(pickle.dumps(compare))("a") == compare("a")
     values = pickle.loads(pickle.dumps(_ReferenceValues(pairs=pairs)))
     assert values("c") == {0, 1, 2}
+
+
+ODD_NAMES = {0: 255, 1: -3, 2: 1017}
+
+
+def renamed(array):
+    return np.vectorize(ODD_NAMES.get)(array).astype(np.int16)
+
+
+@pytest.fixture
+def odd_folders(folders):
+    """The same three cases with the values 255 (background), -3 and 1017, and described so."""
+    for number, case in enumerate(("a", "b.1", "c")):
+        save(folders[1] / f"{case}.nii.gz", renamed(labels(number)))
+        save(folders[0] / f"{case}.nii.gz", renamed(labels(10 + number)))
+    description = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 255, "one": -3, "two": 1017, "ignore": 9},
+        "file_ending": ".nii.gz",
+    }
+    (folders[1].parent / "dataset.json").write_text(json.dumps(description))
+    return folders
+
+
+def test_values_in_files_may_be_any_integers(odd_folders, tmp_path):
+    """Two and one score as labels 2 and 1 would, by either kind of description."""
+    metrics = evaluate_folder(*odd_folders)
+    assert metrics.structures == {"one": (-3,), "two": (1017,)}
+    assert metrics.ignore_label == 9
+    structures = {"one": (1,), "two": (2,)}
+    for number, case in enumerate(("a", "b.1", "c")):
+        expected = evaluate_case(
+            labels(10 + number), labels(number), structures=structures, affine=affine()
+        )
+        for name, values in expected.items():
+            found = metrics.cases[case].structures[name]
+            assert found.model_dump() == pytest.approx(values.model_dump())
+    ours = DatasetSpec(
+        name="odd",
+        channels=("T1",),
+        labels={"two": 1017, "one": -3, "background": 255},
+        ignore_label=9,
+    )
+    (odd_folders[1].parent / "dataset.json").write_text(ours.model_dump_json())
+    assert evaluate_folder(*odd_folders).cases == metrics.cases
+
+
+def test_odd_values_without_description_are_structures_of_their_own(odd_folders):
+    (odd_folders[1].parent / "dataset.json").unlink()
+    assert list(evaluate_folder(*odd_folders).structures) == ["-3", "255", "1017"]
+
+
+def partial_spec(**annotated):
+    return DatasetSpec(
+        name="two",
+        channels=("T1",),
+        labels={"background": 0, "one": 1, "two": 2},
+        cases={
+            case.replace("_", "."): CaseFiles(
+                channels=("x.nii",),
+                segmentation=f"labelsTr/{case.replace('_', '.')}.nii.gz",
+                annotated_labels=names,
+            )
+            for case, names in annotated.items()
+        },
+    )
+
+
+def test_each_case_is_scored_for_what_was_annotated_in_it(folders):
+    save(folders[1] / "a.nii.gz", labels(0, values=(0, 1)))
+    save(folders[1] / "b.1.nii.gz", labels(0, values=(0, 2)))
+    spec = partial_spec(a=("one",), b_1=("two",), c=None)
+    metrics = evaluate_folder(*folders, labels=spec)
+    assert metrics.failed == {}
+    assert {case: list(one.structures) for case, one in metrics.cases.items()} == {
+        "a": ["one"],
+        "b.1": ["two"],
+        "c": ["one", "two"],
+    }
+    dice = {case: one.structures for case, one in metrics.cases.items()}
+    assert metrics.summary["one"].dice.n == 2
+    assert metrics.summary["one"].dice.mean == pytest.approx(
+        (dice["a"]["one"].dice + dice["c"]["one"].dice) / 2
+    )
+    (folders[1].parent / "dataset.json").write_text(spec.model_dump_json())
+    assert evaluate_folder(*folders) == metrics
+
+
+def test_cases_are_found_by_their_reference_where_names_differ(folders):
+    spec = partial_spec(a=("one",))
+    spec = spec.model_copy(
+        update={"source": str(folders[1].parent), "cases": {"patient 7": spec.cases["a"]}}
+    )
+    save(folders[1] / "a.nii.gz", labels(0, values=(0, 1)))
+    metrics = evaluate_folder(*folders, labels=spec)
+    assert list(metrics.cases["a"].structures) == ["one"]
+    assert list(metrics.cases["c"].structures) == ["one", "two"]
+
+
+def test_a_reference_that_holds_what_was_not_annotated_is_refused(folders):
+    metrics = evaluate_folder(*folders, labels=partial_spec(a=("one",)))
+    assert list(metrics.failed) == ["a"]
+    assert "holds 2 (two), but the case is said to be annotated only for one" in metrics.failed["a"]
+
+
+def test_a_manifest_beside_the_references_says_what_was_annotated(folders):
+    raw = folders[1].parent
+    (raw / "dataset.json").unlink()
+    save(folders[1] / "a.nii.gz", labels(0, values=(0, 2)))
+    for case in ("a", "b.1", "c"):
+        save(raw / "images" / f"{case}.nii.gz", labels(1))
+    entries = [
+        {"case": case, "T1": f"images/{case}.nii.gz", "segmentation": f"labelsTr/{case}.nii.gz"}
+        for case in ("a", "b.1", "c")
+    ]
+    entries[0]["annotated_labels"] = ["two"]
+    manifest = {
+        "channels": ["T1"],
+        "labels": {"background": 0, "one": 1, "two": 2},
+        "cases": entries,
+    }
+    (raw / "medseg.json").write_text(json.dumps(manifest))
+    metrics = evaluate_folder(*folders)
+    assert metrics.failed == {}
+    assert list(metrics.cases["a"].structures) == ["two"]
+    assert metrics.summary["one"].dice.n == 2

@@ -94,6 +94,20 @@ def test_five_folds_are_expected_where_no_splits_are_found(run):
         crossval(run)
 
 
+def test_folds_are_judged_on_the_cases_they_were_started_with(run):
+    """The dataset grew after the training: its splits changed, those of the folds did not."""
+    path = run.parent.parent / "splits.json"
+    splits = json.loads(path.read_text())
+    for number, split in enumerate(splits):
+        (run / f"fold_{number}/split.json").write_text(json.dumps(split))
+    splits[1]["validation"].append("new")
+    path.write_text(json.dumps(splits))
+    assert list(crossval(run).cases) == list("abcdef")
+    (run / "fold_1/split.json").unlink()
+    with pytest.raises(DatasetError, match="fold_1: case new was not validated"):
+        crossval(run)
+
+
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="no such run"):
         crossval(tmp_path / "nothing")

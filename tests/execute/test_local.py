@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 
 import pytest
 
 from medseg.errors import DatasetError, MedsegError
 from medseg.execute import local
-from medseg.execute.local import map_cases, num_cpus
+from medseg.execute.local import map_cases
+from medseg.execute.resources import num_cpus
 
 
 def work(item):
@@ -61,6 +63,31 @@ def test_a_dead_worker_names_its_case(monkeypatch):
         list(map_cases(eval, ["1", dies], workers=2))
     assert "_exit(9)" in str(caught.value)
     assert "--workers 1" in str(caught.value)
+
+
+def test_large_items_run_side_by_side_only_where_they_fit():
+    """Every step of the schedule, by hand: budget 10, needs 7, 6, 4, 3 and one beyond it."""
+    needs = {"a": 7, "b": 6, "c": 4, "d": 3, "huge": 50}
+    waiting = deque(sorted(needs, key=lambda item: -needs[item]))
+
+    def start(running):
+        return list(local._startable(waiting, running, 2, needs, 10))
+
+    assert start([]) == ["huge"]
+    assert start(["huge"]) == []
+    assert start([]) == ["a", "d"]
+    assert start(["a"]) == []
+    assert start([]) == ["b", "c"]
+    assert not waiting
+
+
+def test_a_pool_runs_every_item_whatever_it_needs(monkeypatch):
+    monkeypatch.setattr(local, "POOL_START_SECONDS", 0.0)
+    monkeypatch.setattr(local, "free_memory_bytes", lambda: 1)
+    items = [str(number) for number in range(5)]
+    needs = dict.fromkeys(items, 10**15)
+    found = {o.item: o.value for o in map_cases(eval, items, workers=2, needs=needs)}
+    assert found == {item: int(item) for item in items}
 
 
 def test_processors_this_process_may_use():

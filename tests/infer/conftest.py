@@ -74,7 +74,7 @@ def random_weights(plans, spec, seed, *, configuration="tiny"):
     return network.state_dict()
 
 
-def make_bundle(folder, *, plans=None, spec=None, folds=2, mirror_axes=None):
+def make_bundle(folder, *, plans=None, spec=None, folds=2, mirror_axes=None, swap_axes=()):
     plans, spec = plans or make_plans(), spec or make_spec()
     dimensions = len(plans.configurations["tiny"].patch_size)
     has_regions = LabelScheme.from_spec(spec).has_regions
@@ -93,6 +93,7 @@ def make_bundle(folder, *, plans=None, spec=None, folds=2, mirror_axes=None):
         semantics=Semantics(
             activation="sigmoid" if has_regions else "softmax",
             mirror_axes=tuple(range(dimensions)) if mirror_axes is None else mirror_axes,
+            swap_axes=swap_axes,
         ),
         recipe="fast",
     )

@@ -17,6 +17,7 @@ from medseg.infer.export import (
 from medseg.labels import LabelScheme
 
 LABELS = LabelScheme(labels={"background": 0, "left": 1, "right": 2, "both": 3})
+ODD = LabelScheme(labels={"right": 1017, "background": 255, "left": -3, "both": 0})
 REGIONS = LabelScheme(
     labels={"background": 0, "whole": (1, 2, 3), "core": (2, 3), "enhancing": 3},
     regions_class_order=(1, 2, 3),
@@ -128,6 +129,25 @@ def test_probabilities_are_those_of_the_resampled_logits(shape, spacing, separat
     assert found.dtype == np.float32
     assert outside.any()
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "spacing", "separate"), VARIANTS)
+def test_files_get_their_values_and_the_backgrounds_outside(shape, spacing, separate):
+    record = make_record(shape, spacing_network=spacing)
+    logits = random_logits(shape, 4)
+    best = whole_logits(logits, record, separate).argmax(axis=0)
+    expected = put_back(np.array([255, -3, 0, 1017], np.int16)[best], record, fill=255)
+    found = segmentation_from_logits(logits, record, ODD)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, expected)
+    voxel = 0.8 * 1.1 * 2.3 / 1000
+    assert volumes_ml(found, np.array(AFFINE), ODD) == pytest.approx(
+        {
+            "right": (expected == 1017).sum() * voxel,
+            "left": (expected == -3).sum() * voxel,
+            "both": (expected == 0).sum() * voxel,
+        }
+    )
 
 
 def test_probabilities_of_regions_are_zero_outside():

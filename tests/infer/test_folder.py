@@ -7,6 +7,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from medseg.errors import ConfigError, DatasetError
 from medseg.infer import folder as folder_module
@@ -70,12 +71,89 @@ def test_one_file_may_hold_every_channel(make, tmp_path):
         collect_cases([tmp_path], ("T1w", "CT", "FLAIR"))
 
 
+RGB = ("R", "G", "B")
+
+
+def colours(seed=0, rows=17, columns=23):
+    return np.random.default_rng(seed).integers(0, 256, (rows, columns, 3)).astype(np.uint8)
+
+
+def test_pictures_in_colours_hold_all_channels(tmp_path):
+    """With and without number, whatever their endings; a fourth channel may follow."""
+    for name in ("a.png", "b_0000.png", "c_0000.jpg", "d.bmp", "e_0000.tif", "f_0000.png"):
+        Image.fromarray(colours()).save(tmp_path / name)
+    cases = collect_cases(sorted(tmp_path.iterdir()), RGB)
+    assert list(cases) == ["a", "b", "c", "d", "e", "f"]
+    with pytest.raises(DatasetError, match=r"case 'a': got channels 0000 \(a\.png\); expected"):
+        collect_cases([tmp_path], (*RGB, "depth"))
+    Image.fromarray(colours()[..., 0]).save(tmp_path / "f_0001.png")
+    found = collect_cases([tmp_path / "f_0000.png", tmp_path / "f_0001.png"], (*RGB, "depth"))
+    assert [path.name for path in found["f"]] == ["f_0000.png", "f_0001.png"]
+
+
+def test_several_files_for_one_picture_are_a_problem(tmp_path):
+    for name in ("a.png", "a_0000.jpg"):
+        Image.fromarray(colours()).save(tmp_path / name)
+    with pytest.raises(DatasetError, match="case 'a': several files claim one channel"):
+        collect_cases([tmp_path], RGB)
+
+
+def test_a_damaged_picture_is_reported_when_its_turn_comes(tmp_path):
+    touch(tmp_path, "a_0000.png")
+    assert list(collect_cases([tmp_path], RGB)) == ["a"]
+
+
+def test_endings_may_differ_within_a_case(tmp_path):
+    folder = touch(tmp_path, "a_0000.nii.gz", "a_0001.mha")
+    assert [path.name for path in collect_cases([folder], CHANNELS)["a"]] == [
+        "a_0000.nii.gz", "a_0001.mha"
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def picture_model(make, tmp_path_factory):
+    plans = make.plans(spacing=(1.0, 1.0), patch_size=(16, 16), network_axes=(2, 1, 0))
+    tiny = plans.configurations["tiny"].model_copy(
+        update={"normalization": ("rgb_0_1",) * 3, "use_mask_for_norm": (False,) * 3}
+    )
+    plans = plans.model_copy(
+        update={"configurations": {"tiny": tiny}, "intensity": plans.intensity[:1] * 3}
+    )
+    folder = tmp_path_factory.mktemp("pictures") / "bundle"
+    return load(
+        make.bundle(folder, plans=plans, spec=make.spec(channels=RGB), folds=1).folder,
+        device="cpu", mode="exact", folds=[0],
+    )  # fmt: skip
+
+
+def test_pictures_are_predicted_in_their_own_rows_and_columns(picture_model, tmp_path):
+    """PNG for JPEG; the voxel size beside a picture is written beside its result."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, name in enumerate(("a_0000.png", "b.jpg", "c_0000.tif", "d.bmp")):
+        Image.fromarray(colours(number, 17 + number, 23)).save(folder / name)
+    (folder / "c.json").write_text('{"spacing": [0.5, 0.25]}')
+    rows = predict_folder(picture_model, [folder], tmp_path / "out", tta="none")
+    assert [(row.message, row.file) for row in rows] == [
+        ("", "a.png"), ("", "b.png"), ("", "c.tif"), ("", "d.bmp")
+    ]  # fmt: skip
+    for number, row in enumerate(rows):
+        source = sorted(path for path in folder.iterdir() if path.stem[0] == row.case)[-1]
+        expected = picture_model.predict(source, tta="none").segmentation
+        with Image.open(tmp_path / "out" / row.file) as image:
+            assert image.size == (23, 17 + number)
+            np.testing.assert_array_equal(np.asarray(image), expected[:, :, 0].T)
+    assert json.loads((tmp_path / "out" / "c.json").read_text()) == {"spacing": [0.5, 0.25]}
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["a.png", "b.png", "c.json", "c.tif", "d.bmp", "summary.json"]
+
+
 def test_every_problem_is_listed_at_once(tmp_path):
     folder = touch(
         tmp_path / "in",
         "a_0000.nii.gz", "b_0001.nii.gz", "c_0000.nii.gz", "c_0001.nii.gz", "c_0002.nii.gz",
         "d_0000.nii.gz", "d_0000.nrrd", "d_0001.nrrd", "e_0000.nii.gz", "e_0001.nii.gz",
-        "picture.jpg",
+        "picture.gif",
     )  # fmt: skip
     empty = touch(tmp_path / "empty", "readme.md")
     (empty / "sub").mkdir()
@@ -84,7 +162,7 @@ def test_every_problem_is_listed_at_once(tmp_path):
     lines = str(caught.value).splitlines()
     assert lines[0] == "7 problems with the input; nothing was predicted:"
     text = "\n".join(lines[1:])
-    assert "picture.jpg: 'picture.jpg' has an unknown ending; expected one of: .nii.gz" in text
+    assert "picture.gif: 'picture.gif' has an unknown ending; expected one of: .nii.gz" in text
     assert "empty: holds no image (1 other files, 1 folders); expected CASE_0000.nii.gz" in text
     assert "nowhere: no such file or folder" in text
     expected = "expected 0000 (T1w), 0001 (CT)"

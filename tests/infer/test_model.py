@@ -436,6 +436,7 @@ def test_case_names_come_from_files():
     assert case_name("a/b/anna.nii.gz") == "anna"
     assert case_name("a/b/anna_00000.nii.gz") == "anna_00000"
     assert case_name(["x/bert_12_0001.mha"]) == "bert_12"
-    assert case_name("a/b/anna.jpg") == "anna.jpg"
+    assert case_name("a/b/anna.jpg") == "anna"
+    assert case_name("a/b/anna.txt") == "anna.txt"
     assert case_name((np.zeros(3), np.eye(4)), fallback="case 3") == "case 3"
     assert case_name([]) == "case"

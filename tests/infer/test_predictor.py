@@ -32,7 +32,9 @@ def random_image(shape, channels=2, seed=0):
     return torch.from_numpy(values.astype(np.float32))
 
 
-def slow_prediction(networks, image, tile, *, num_logits, mirror_axes=(), step=0.5):
+def slow_prediction(
+    networks, image, tile, *, num_logits, mirror_axes=(), swap_axes=(), swaps=(), step=0.5
+):
     """Pad, visit tiles one by one, mirror, average; in float64 outside the networks."""
     lacks = padding(image.shape[1:], tile)
     padded = np.pad(image.numpy(), [(0, 0), *lacks])
@@ -48,11 +50,22 @@ def slow_prediction(networks, image, tile, *, num_logits, mirror_axes=(), step=0
                 flipped = np.flip(window, [axis + 1 for axis in axes]).copy()
                 with torch.no_grad():
                     output = network.eval()(torch.from_numpy(flipped)[None])[0].numpy()
-                mean += np.flip(output, [axis + 1 for axis in axes])
+                output = np.flip(output, [axis + 1 for axis in axes])
+                for _ in set(axes) & set(swap_axes):
+                    output = exchanged(output, swaps)
+                mean += output
         total[(slice(None), *index)] += mean / (len(networks) * len(subsets)) * gaussian
         weights[index] += gaussian
     inner = tuple(slice(a, a + n) for (a, _), n in zip(lacks, image.shape[1:], strict=True))
     return (total / weights)[(slice(None), *inner)]
+
+
+def exchanged(logits, swaps):
+    """Return logits whose channels of each pair have changed places."""
+    result = logits.copy()
+    for left, right in swaps:
+        result[left], result[right] = logits[right], logits[left]
+    return result
 
 
 CASES = [
@@ -80,6 +93,66 @@ def test_equals_the_slow_loop(shape, tile, mirror_axes, tile_batch):
     assert logits.dtype == torch.float32
     assert logits.is_contiguous()
     np.testing.assert_allclose(logits.numpy(), expected, atol=2e-6)
+
+
+SIDED = [
+    pytest.param((13, 9, 11), (8, 6, 7), (0, 1, 2), (2,), id="3d"),
+    pytest.param((13, 9, 11), (8, 6, 7), (0, 1), (0, 1), id="3d-two-axes"),
+    pytest.param((6, 5, 7), (6, 5, 7), (0, 1, 2), (0, 1, 2), id="3d-three-axes"),
+    pytest.param((13, 9, 11), (8, 6, 7), (0, 2), (), id="3d-no-swap"),
+    pytest.param((6, 5, 7), (6, 5, 7), (0, 2), (1,), id="3d-axis-not-mirrored"),
+    pytest.param((4, 13, 9), (8, 6), (0, 1), (1,), id="2d"),
+    pytest.param((4, 13, 9), (8, 6), (0, 1), (0, 1), id="2d-both-axes"),
+]
+
+
+@pytest.mark.parametrize("tile_batch", [1, 3])
+@pytest.mark.parametrize(("shape", "tile", "mirror_axes", "swap_axes"), SIDED)
+def test_mirrored_sides_equal_the_slow_loop(shape, tile, mirror_axes, swap_axes, tile_batch):
+    networks = [small_network(len(tile), seed, num_logits=6) for seed in (1, 2)]
+    image, options = random_image(shape), {"num_logits": 6, "mirror_axes": mirror_axes}
+    sides = {"swap_axes": swap_axes, "swaps": ((1, 4), (5, 2))}
+    logits = predict_logits(networks, image, tile, tile_batch=tile_batch, **options, **sides)
+    expected = slow_prediction(networks, image, tile, **options, **sides)
+    np.testing.assert_allclose(logits.numpy(), expected, atol=2e-6)
+    plain = predict_logits(networks, image, tile, tile_batch=tile_batch, **options)
+    changes = bool(set(mirror_axes) & set(swap_axes))
+    assert ((logits - plain).abs().max() > 0.01) == changes
+
+
+class Positional(nn.Module):
+    """Says "left" (1) in the first half of an axis and "right" (2) in the second, 0 and 3 before.
+
+    It looks at the place in the tile alone, as a network that has learnt its sides.
+    """
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        size = x.shape[2 + self.axis]
+        place = (torch.arange(size) * 2 / (size - 1) - 1).reshape(
+            [-1 if axis == self.axis else 1 for axis in range(x.ndim - 2)]
+        )
+        place = place.expand(x.shape[0], *x.shape[2:])
+        return torch.stack([place.abs() - 0.9, -place, place, 0.1 - place.abs()], dim=1)
+
+
+@pytest.mark.parametrize(("tile", "axis"), [((5, 6, 8), 2), ((6, 5, 7), 0), ((5, 8), 1)])
+def test_a_network_that_knows_its_sides_keeps_them(tile, axis):
+    """With the swap mirrorings agree; without it left and right cancel out."""
+    network, every = Positional(axis), tuple(range(len(tile)))
+    image = random_image(tile if len(tile) == 3 else (3, *tile))
+    options = {"num_logits": 4, "mirror_axes": every}
+    alone = predict_logits([network], image, tile, num_logits=4)
+    swapped = predict_logits([network], image, tile, **options, swap_axes=(axis,), swaps=((1, 2),))
+    torch.testing.assert_close(swapped, alone, atol=1e-6, rtol=0)
+    plain = predict_logits([network], image, tile, **options)
+    torch.testing.assert_close(plain[1], plain[2], atol=1e-6, rtol=0)
+    others = tuple(other for other in every if other != axis)
+    forbidden = predict_logits([network], image, tile, num_logits=4, mirror_axes=others)
+    torch.testing.assert_close(forbidden, alone, atol=1e-6, rtol=0)
 
 
 def test_step_changes_the_tiles():
@@ -201,6 +274,9 @@ def test_logits_that_are_not_finite_are_an_error():
         ({"image": torch.full((2, 5, 6, 4), torch.nan)}, "image holds values that are not finite"),
         ({"tile": (4,)}, "tile must have 2 or 3"),
         ({"mirror_axes": (2,), "tile": (4, 4)}, "mirror_axes must be axes of the tile"),
+        ({"swap_axes": (2,), "tile": (4, 4)}, "swap_axes must be axes of the tile"),
+        ({"swaps": ((0, 2),)}, "swaps must be pairs of the 2 channels"),
+        ({"swaps": ((0, 1), (1, 0))}, "swaps must be pairs of the 2 channels, each in one pair"),
         ({"tile_batch": 0}, "tile_batch must be at least 1"),
         ({"num_logits": 5}, "expected \\(B, 5"),
     ],

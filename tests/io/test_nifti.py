@@ -8,9 +8,20 @@ import pytest
 
 from medseg.errors import DatasetError
 from medseg.io import nifti
-from medseg.io.read import read_channels, read_image, read_segmentation
+from medseg.io.read import read_channels, read_image, read_segmentation, read_stored
 
 AFFINE_BOTH = np.array([[2.0, 0, 0, 1], [0, 3.0, 0, 2], [0, 0, 4.0, 3], [0, 0, 0, 1]])
+
+
+def write_colours(sample, path, opacity=None, shape=None):
+    """Write (10, 20, 30) at the mark and black elsewhere."""
+    names = ["R", "G", "B"] + ["A"] * (opacity is not None)
+    array = np.zeros(shape or sample.shape, dtype=[(name, "u1") for name in names])
+    for name, value in zip(names, (10, 20, 30), strict=False):
+        array[name][sample.mark] = value
+    if opacity is not None:
+        array["A"] = opacity
+    return sample.write_nifti(path, array)
 
 
 class TestAffine:
@@ -69,6 +80,32 @@ class TestAffine:
         )
         with pytest.raises(DatasetError, match="its NIfTI header is not valid"):
             read_image(path)
+
+
+class TestHeadersOutOfOrder:
+    """What nibabel mends, it still mends."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"pixdim": (1, -2.0, 3.0, 4.0, 0, 0, 0, 0)},
+            {"pixdim": (0, 2.0, 3.0, 4.0, 0, 0, 0, 0), "qform_code": 1},
+            {"pixdim": (1, 2.0, 3.0, 4.0, 0, 0, 0, 0), "qform_code": 99, "sform_code": -1},
+            {"pixdim": (1, 2.0, 3.0, 4.0, 0, 0, 0, 0), "bitpix": 3},
+        ],
+    )
+    def test_reads_as_nibabel_does(self, sample, tmp_path, fields):
+        path = sample.write_nifti(tmp_path / "x.nii", sample.values(), sform=0, **fields)
+        expected = nibabel.load(path)
+        found = read_image(path)
+        np.testing.assert_array_equal(found.array, np.asarray(expected.dataobj))
+        np.testing.assert_allclose(found.affine, expected.affine)
+
+    def test_voxels_at_an_odd_offset(self, sample, tmp_path):
+        path = sample.write_nifti(tmp_path / "x.nii", sample.values(), vox_offset=357)
+        content = path.read_bytes()
+        path.write_bytes(content[:352] + b"said." + content[352:])
+        np.testing.assert_array_equal(read_image(path).array, sample.values())
 
 
 class TestValues:
@@ -142,7 +179,7 @@ class TestShapes:
     def test_series_is_refused_as_an_image(self, sample, tmp_path):
         path = sample.write_nifti(tmp_path / "x.nii", sample.values(shape=(3, 4, 5, 2)))
         message = r"x\.nii: holds a series of 2 volumes, shape \(3, 4, 5, 2\)"
-        for read in (read_image, read_segmentation, lambda path: read_channels([path, path])):
+        for read in (read_image, read_segmentation):
             with pytest.raises(DatasetError, match=message):
                 read(path)
 
@@ -158,12 +195,34 @@ class TestShapes:
         with pytest.raises(DatasetError, match="has 5 axes"):
             read_image(path)
 
-    @pytest.mark.parametrize(("dtype", "name"), [("RGB", "RGB"), ("complex64", "complex")])
-    def test_values_that_are_no_real_numbers_are_refused(self, sample, tmp_path, dtype, name):
-        rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
-        array = np.zeros(sample.shape, dtype=rgb if dtype == "RGB" else dtype)
-        path = sample.write_nifti(tmp_path / "x.nii", array)
-        with pytest.raises(DatasetError, match=f"holds {name} values"):
+    @pytest.mark.parametrize("opacity", [None, 255])
+    def test_colours_are_channels(self, sample, tmp_path, opacity):
+        path = write_colours(sample, tmp_path / "x.nii.gz", opacity)
+        image = read_channels([path])
+        assert image.array.shape == (3, *sample.shape)
+        assert image.array[(slice(None), *sample.mark)].tolist() == [10, 20, 30]
+        assert read_stored(path).array.shape == (*sample.shape, 3)
+
+    def test_colours_are_no_label_and_no_single_image(self, sample, tmp_path):
+        path = write_colours(sample, tmp_path / "x.nii")
+        with pytest.raises(DatasetError, match=r"x\.nii: is an RGB label: .* Save it with one int"):
+            read_segmentation(path)
+        with pytest.raises(DatasetError, match=r"several values per voxel \(3, shape \(5, 6, 7, 3"):
+            read_image(path)
+
+    def test_colours_that_are_not_opaque_are_refused(self, sample, tmp_path):
+        path = write_colours(sample, tmp_path / "x.nii", 254)
+        with pytest.raises(DatasetError, match="210 of 210 pixels are not opaque"):
+            read_channels([path])
+
+    def test_series_in_colours_is_refused(self, sample, tmp_path):
+        path = write_colours(sample, tmp_path / "x.nii", shape=(2, 5, 3, 2))
+        with pytest.raises(DatasetError, match="a series of 2 volumes in colours"):
+            read_channels([path])
+
+    def test_values_that_are_no_real_numbers_are_refused(self, sample, tmp_path):
+        path = sample.write_nifti(tmp_path / "x.nii", np.zeros(sample.shape, "complex64"))
+        with pytest.raises(DatasetError, match="holds complex values"):
             read_image(path)
 
     @pytest.mark.parametrize("dim", [(0,) * 8, (3, 5, 0, 7, 1, 1, 1, 1), (3, 5, -6, 7, 1, 1, 1, 1)])

@@ -20,13 +20,15 @@ from medseg.io.read import ENDINGS, read_channels, read_image, read_segmentation
         ("UPPER.NII.GZ", ("UPPER", ".nii.gz")),
         ("\u5f71\u50cf_0000.mha", ("\u5f71\u50cf_0000", ".mha")),
         ("x.img", ("x", ".img")),
+        ("Photo.JPEG", ("Photo", ".jpeg")),
+        ("stack.ome.tiff", ("stack.ome", ".tiff")),
     ],
 )
 def test_split_ending(name, expected):
     assert split_ending(name) == expected
 
 
-@pytest.mark.parametrize("name", ["a.png", "a", "a.gz", "nii", "a.nii.zip", ""])
+@pytest.mark.parametrize("name", ["a.gif", "a", "a.gz", "nii", "a.nii.zip", ""])
 def test_unknown_ending_lists_the_known_ones(name):
     with pytest.raises(DatasetError, match="unknown ending") as caught:
         split_ending(name)
@@ -128,11 +130,42 @@ class TestImage:
             read_image(tmp_path / f"x{ending}")
 
     @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
-    def test_four_axes_through_itk(self, tmp_path, ending):
-        series = SimpleITK.GetImageFromArray(np.zeros((2, 4, 5, 6), np.float32), isVector=False)
-        SimpleITK.WriteImage(series, str(tmp_path / f"x{ending}"))
-        with pytest.raises(DatasetError, match=rf"x\{ending}: has 4 axes, shape \(6, 5, 4, 2\)"):
-            read_image(tmp_path / f"x{ending}")
+    @pytest.mark.parametrize("kind", ["uint8", "int16"])
+    def test_vectors_through_itk_are_channels(self, sample, tmp_path, ending, kind):
+        array = sample.values(kind, (6, 5, 4, 3))
+        vectors = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0, 3).copy(), isVector=True)
+        vectors.SetSpacing((2.0, 3.0, 4.0))
+        path = tmp_path / f"x{ending}"
+        SimpleITK.WriteImage(vectors, str(path))
+        image = read_channels([path])
+        np.testing.assert_array_equal(image.array, array.transpose(3, 0, 1, 2))
+        assert image.grid.spacing == (2, 3, 4)
+        words = "is an RGB label" if kind == "uint8" else "is 3 channels: it holds 3 values"
+        with pytest.raises(DatasetError, match=words):
+            read_segmentation(path)
+
+    @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+    def test_fourth_axis_through_itk_is_that_of_channels(self, sample, tmp_path, ending):
+        array = sample.values(np.float32, (6, 5, 4, 2))
+        series = SimpleITK.GetImageFromArray(array.transpose(3, 2, 1, 0).copy(), isVector=False)
+        series.SetSpacing((2.0, 3.0, 4.0, 5.0))
+        series.SetOrigin((-1.0, -2.0, 3.0, 7.0))
+        path = tmp_path / f"x{ending}"
+        SimpleITK.WriteImage(series, str(path))
+        image = read_channels([path])
+        np.testing.assert_array_equal(image.array, array.transpose(3, 0, 1, 2))
+        expected = np.diag([-2.0, -3.0, 4.0, 1.0])
+        expected[:3, 3] = (1, 2, 3)
+        np.testing.assert_allclose(image.affine, expected)
+        assert image.header.shape == (6, 5, 4)
+        with pytest.raises(DatasetError, match=rf"x\{ending}: holds a series of 2 volumes"):
+            read_image(path)
+
+    def test_five_axes_through_itk(self, tmp_path):
+        image = SimpleITK.Image((2, 3, 4, 5, 6), SimpleITK.sitkUInt8)
+        SimpleITK.WriteImage(image, str(tmp_path / "x.mha"))
+        with pytest.raises(DatasetError, match=r"x\.mha: has 5 axes, shape \(2, 3, 4, 5, 6\)"):
+            read_image(tmp_path / "x.mha")
 
 
 class TestSegmentation:
@@ -185,13 +218,46 @@ class TestSegmentation:
         with pytest.raises(DatasetError, match="1 of 210 voxels are no integers"):
             read_segmentation(sample.write_nifti(tmp_path / "x.nii", labels))
 
-    @pytest.mark.parametrize("dtype", [np.int8, np.float32])
-    def test_negative_values(self, sample, tmp_path, dtype):
-        labels = np.ones(sample.shape, dtype=dtype)
-        labels[1, 1, 1], labels[1, 1, 2] = -1, -3
-        message = r"x\.nii: 2 of 210 voxels are negative \(smallest -3\)"
-        with pytest.raises(DatasetError, match=message):
+    @pytest.mark.parametrize(
+        ("stored", "values", "expected"),
+        [
+            ("int8", (-1, 3), "int8"),
+            ("float32", (-3, 127), "int8"),
+            ("int32", (-1, 128), "int16"),
+            ("float64", (-129, 0), "int16"),
+            ("int64", (-1, 40000), "int32"),
+            (">i4", (-(2**31), 2**31 - 1), "int32"),
+            ("uint32", (7, 2**32 - 1), "uint32"),
+            ("float64", (0, 2**32 - 1), "uint32"),
+        ],
+    )
+    def test_negative_and_large_values(self, sample, tmp_path, stored, values, expected):
+        labels = np.zeros(sample.shape, dtype=stored)
+        labels[sample.mark], labels[0, 0, 0] = values
+        found = read_segmentation(sample.write_nifti(tmp_path / "x.nii.gz", labels))
+        assert found.array.dtype == expected
+        np.testing.assert_array_equal(found.array, labels)
+
+    @pytest.mark.parametrize(
+        ("stored", "values"),
+        [("int64", (0, 2**32)), ("float64", (-(2**31) - 1, 0)), ("int64", (-1, 2**31))],
+    )
+    def test_values_beyond_32_bits(self, sample, tmp_path, stored, values):
+        labels = np.zeros(sample.shape, dtype=stored)
+        labels[sample.mark], labels[0, 0, 0] = values
+        with pytest.raises(DatasetError, match=rf"from {min(values)} to {max(values)}; .* 32 bits"):
             read_segmentation(sample.write_nifti(tmp_path / "x.nii", labels))
+
+    def test_large_float_labels_go_slab_by_slab(self, sample, tmp_path, monkeypatch):
+        """The same result, and the same count of wrong voxels, whatever the slabs."""
+        monkeypatch.setattr("medseg.io.read._SLAB_VOXELS", 61)
+        labels = sample.values(np.float32)
+        path = sample.write_nifti(tmp_path / "x.nii", labels)
+        np.testing.assert_array_equal(read_segmentation(path).array, labels)
+        labels[1, 1, 1], labels[2, 2, 5] = 0.25, 0.75
+        path = sample.write_nifti(tmp_path / "x.nii", labels)
+        with pytest.raises(DatasetError, match=r"2 of 210 .* \(for example 0\.25\)"):
+            read_segmentation(path)
 
     def test_through_itk(self, sample, tmp_path):
         labels = (sample.values() % 4).astype(np.int32)
@@ -257,6 +323,28 @@ class TestChannels:
         path = sample.write_nifti(tmp_path / "x.nii", array)
         with pytest.raises(DatasetError, match=r"x\.nii \(channel 1\): 0 voxels are NaN and 1 inf"):
             read_channels([path])
+
+    def test_files_of_one_and_of_several_channels(self, sample, tmp_path):
+        """Whatever their order, the channels follow one another as the files do."""
+        series = sample.values(np.int16, (*sample.shape, 3))
+        several = sample.write_nifti(tmp_path / "a.nii", series)
+        one = sample.write_nifti(tmp_path / "b.nii", sample.values() + 1000)
+        for paths in ([several, one], [one, several], [one, several, one], [several, several]):
+            expected = [
+                channel
+                for path in paths
+                for channel in (
+                    series.transpose(3, 0, 1, 2) if path == several else [sample.values() + 1000]
+                )
+            ]
+            found = read_channels(paths).array
+            np.testing.assert_array_equal(found, np.stack(expected))
+            assert found.transpose(0, 3, 2, 1).flags.c_contiguous
+
+    def test_scaling_goes_slab_by_slab(self, sample, tmp_path, monkeypatch):
+        monkeypatch.setattr("medseg.io.read._SLAB_VOXELS", 61)
+        path = sample.write_nifti(tmp_path / "x.nii", sample.values(), slope=0.5, inter=-7)
+        np.testing.assert_array_equal(read_channels([path]).array[0], sample.values() * 0.5 - 7)
 
     def test_no_files(self):
         with pytest.raises(DatasetError, match="got no image files"):

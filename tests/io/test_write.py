@@ -13,8 +13,8 @@ from medseg.errors import DatasetError, GeometryError
 from medseg.geometry import Grid, reorient
 from medseg.io.convert import from_object
 from medseg.io.image import Header
-from medseg.io.read import read_image, read_segmentation
-from medseg.io.write import write_map, write_nifti, write_segmentation
+from medseg.io.read import read_image, read_segmentation, read_stored
+from medseg.io.write import write_image, write_map, write_nifti, write_segmentation
 
 GEOMETRY = (
     "dim",
@@ -130,7 +130,7 @@ class TestNiftiGeometry:
         write_segmentation(tmp_path / "out.img", labels_like(sample), image.header)
         assert image.grid.disagreement(read_segmentation(tmp_path / "out.img").grid, 1e-5) is None
 
-    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32"])
     @pytest.mark.parametrize("order", ["C", "F"])
     def test_types_and_memory_orders(self, sample, tmp_path, dtype, order):
         array = np.array(
@@ -179,6 +179,26 @@ class TestItkGeometry:
             SimpleITK.GetArrayFromImage(after), labels_like(sample).transpose(2, 1, 0)
         )
 
+    @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"])
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32"])
+    def test_labels_are_exact(self, sample, tmp_path, ending, dtype):
+        """Smallest and largest value of each type; GIPL says that it has no 32-bit labels."""
+        labels = (sample.values(np.int64) % 5).astype(dtype)
+        labels[sample.mark], labels[0, 0, 0] = np.iinfo(dtype).max, np.iinfo(dtype).min
+        grid = Grid(sample.shape, np.diag([-0.5, -1.25, 2.0, 1.0]))
+        path = tmp_path / f"x{ending}"
+        if ending == ".gipl" and labels.itemsize == 4:
+            with pytest.raises(
+                DatasetError, match=rf"cannot write {dtype}.* Write \.nii\.gz instead"
+            ):
+                write_segmentation(path, labels, Header.of_grid(grid))
+            return
+        write_segmentation(path, labels, Header.of_grid(grid))
+        found = read_stored(path)
+        assert found.array.dtype == dtype
+        np.testing.assert_array_equal(found.array, labels)
+        np.testing.assert_array_equal(read_segmentation(path).array, labels)
+
     @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
     def test_slice(self, tmp_path, ending):
         image = SimpleITK.GetImageFromArray(np.arange(30, dtype=np.int16).reshape(6, 5))
@@ -226,7 +246,7 @@ class TestItkGeometry:
 
     def test_type_that_itk_cannot_write(self, sample, tmp_path):
         grid = Grid(sample.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))
-        with pytest.raises(DatasetError, match=r"out\.gipl: ITK cannot write it"):
+        with pytest.raises(DatasetError, match=r"out\.gipl: ITK cannot write uint64 values"):
             write_segmentation(
                 tmp_path / "out.gipl", labels_like(sample).astype(np.uint64), Header.of_grid(grid)
             )
@@ -242,6 +262,15 @@ class TestMaps:
         found = read_image(tmp_path / f"out{ending}")
         np.testing.assert_array_equal(found.array, probability.astype(np.float32))
         np.testing.assert_allclose(found.affine, image.affine, atol=1e-6)
+
+    @pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".tif"])
+    def test_image_keeps_its_type(self, sample, tmp_path, ending):
+        header = Header.of_grid(Grid(sample.shape, np.diag([1.0, 1.5, 2.0, 1.0])))
+        write_image(tmp_path / f"x{ending}", sample.values(np.float64) / 7, header)
+        found = read_stored(tmp_path / f"x{ending}")
+        assert found.array.dtype == np.float64
+        np.testing.assert_array_equal(found.array, sample.values(np.float64) / 7)
+        assert found.header.grid.disagreement(header.grid) is None
 
     @pytest.mark.parametrize("dtype", ["int16", "float32", "float64", "uint8"])
     def test_new_image(self, sample, tmp_path, dtype):
@@ -310,15 +339,15 @@ class TestWhole:
 
     def test_unknown_ending(self, sample, tmp_path):
         with pytest.raises(DatasetError, match="unknown ending"):
-            write_nifti(tmp_path / "x.png", sample.values(), np.eye(4))
+            write_nifti(tmp_path / "x.gif", sample.values(), np.eye(4))
         assert list(tmp_path.iterdir()) == []
 
     def test_misuse(self, sample, tmp_path):
         header = Header.of_grid(Grid(sample.shape, np.eye(4)))
         with pytest.raises(ValueError, match=r"array has shape \(7, 6, 5\); expected \(5, 6, 7\)"):
             write_segmentation(tmp_path / "x.nii", np.zeros((7, 6, 5), np.uint8), header)
-        for dtype in (np.int64, np.float32, np.bool_):
-            with pytest.raises(TypeError, match="unsigned integers, got"):
+        for dtype in (np.float32, np.bool_):
+            with pytest.raises(TypeError, match="holds integers, got"):
                 write_segmentation(tmp_path / "x.nii", np.zeros(sample.shape, dtype), header)
 
 

@@ -143,3 +143,42 @@ def test_metrics_survive_the_file(three_cases, tmp_path):
     assert read(Metrics, tmp_path / "metrics.json") == three_cases
     assert list(three_cases.cases) == ["x", "y", "z"]
     assert three_cases.failed == {"w": "broken"}
+
+
+RENAMED = {
+    "a mask and its inverse": {0: 255, 1: 0, 2: 7, 3: 9, 7: 11},
+    "negative": {0: -1024, 1: -3, 2: 4, 3: 0, 7: 77},
+    "large": {0: 0, 1: 1001, 2: 1_000_000_000, 3: 5, 7: 77},
+}
+
+
+@pytest.mark.parametrize("names", RENAMED.values(), ids=RENAMED)
+def test_values_of_labels_are_but_names(maps, names):
+    """The measures are those of labels 0 to 3, surfaces too."""
+    options = {"affine": oblique_affine(), "nsd_tolerance_mm": 2.0}
+    expected = evaluate_case(*maps, structures=STRUCTURES, ignore_label=3, **options)
+    renamed = [np.vectorize(names.get)(each).astype(np.int64) for each in maps]
+    structures = {
+        name: tuple(names[value] for value in values) for name, values in STRUCTURES.items()
+    }
+    found = evaluate_case(*renamed, structures=structures, ignore_label=names[3], **options)
+    assert found == expected
+    assert found["core"].hd95_mm > 0
+
+
+def test_means_go_over_the_cases_in_which_a_structure_was_annotated(maps):
+    both = evaluate_case(*maps, structures=STRUCTURES, affine=oblique_affine())
+    cases = {
+        "a": CaseMetrics(structures=both),
+        "b": CaseMetrics(structures={"whole": both["core"]}),
+        "c": CaseMetrics(structures={"core": both["core"]}),
+    }
+    metrics = summarize(cases, structures=STRUCTURES)
+    assert {name: one.dice.n for name, one in metrics.summary.items()} == {
+        "whole": 2,
+        "core": 2,
+        "absent": 0,
+    }
+    whole = (both["whole"].dice + both["core"].dice) / 2
+    assert metrics.summary["whole"].dice.mean == pytest.approx(whole)
+    assert metrics.foreground_mean.dice == pytest.approx((whole + both["core"].dice) / 2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medseg.metrics.overlap import joint_counts, label_values, volume_ml
+from medseg.metrics.overlap import joint_counts, volume_ml
 
 
 @pytest.fixture
@@ -73,10 +73,17 @@ def test_shapes_must_agree():
         joint_counts(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
 
 
-def test_label_values_equal_unique(maps):
-    for segmentation in maps[:2]:
-        np.testing.assert_array_equal(label_values(segmentation), np.unique(segmentation))
-    assert label_values(np.zeros((0, 3), np.uint8)).tolist() == []
+@pytest.mark.parametrize("others", [(-7, 40), (70_000, 2_000_000_000)])
+def test_values_may_be_negative_or_large(maps, others):
+    """Labels 0, 1, 2, 5, 300 by other names give the same counts."""
+    prediction, reference, valid = maps
+    names = {0: 0, 1: others[0], 2: 2, 5: others[1], 300: 300}
+    renamed = [np.vectorize(names.get)(each).astype(np.int32) for each in (prediction, reference)]
+    expected = joint_counts(prediction, reference, valid=valid)
+    found = joint_counts(*renamed, valid=valid)
+    for values in ((1,), (2, 5), (1, 300)):
+        asked = tuple(names[value] for value in values)
+        assert found.overlap(asked) == expected.overlap(values)
 
 
 def test_volume_of_an_oblique_grid_is_the_product_of_its_spacings():

@@ -13,6 +13,8 @@ import pytest
 
 from medseg.errors import ConfigError, PlanError
 from medseg.plan.frame import choose_spacing
+from medseg.plan.memory import feature_map_voxels
+from medseg.plan.operations import step_operations
 from medseg.plan.planner import make_plans
 from medseg.schema.base import validate
 from medseg.schema.dataset import DatasetSpec
@@ -36,7 +38,8 @@ def parity():
 
 def _fingerprint(shapes, spacings, *, kept_share=0.9, num_channels=1):
     """Return a fingerprint from shapes and spacings on canonical axes (I, J, K)."""
-    statistics = dict.fromkeys(IntensityStatistics.model_fields, 1.0)
+    statistics = {"mean": 100, "std": 20, "median": 98, "min": 3, "max": 220}
+    statistics |= {"percentile_00_5": 40, "percentile_99_5": 170}
     return Fingerprint(
         cases={
             f"case_{index}": CaseFingerprint(shape=shape, shape_cropped=shape, spacing=spacing)
@@ -91,6 +94,68 @@ def test_planning_imports_no_torch_and_takes_less_than_a_second():
     assert "3d_lowres" in plans.configurations
     code = "import sys, medseg.plan.planner; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_made_up_data_sets_are_of_many_kinds_and_planned_in_less_than_a_second(parity):
+    """Each kind of `--random`, with each of its planners; what nnU-Net plans is compared there."""
+    rng = np.random.default_rng(3)
+    for kind in parity.KINDS:
+        entry = parity.random_entry(rng, kind)
+        assert json.loads(json.dumps(entry)) == entry
+        spec = parity.read_spec(entry["dataset"])
+        fingerprint = parity.read_fingerprint(entry["fingerprint"], len(spec.channels))
+        for name in (*map(parity.PRESETS.get, entry["planners"]), "cpu"):
+            start = time.perf_counter()
+            plans = make_plans(fingerprint, spec, name=name, quantitative=False)
+            assert time.perf_counter() - start < 1, (kind, name)
+            assert (list(plans.configurations) == ["2d"]) == kind.startswith("2d")
+
+
+# Machines without GPU
+
+
+@pytest.mark.parametrize("num_channels", [1, 4])
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        ((512, 512, 210), (0.8, 0.8, 1.5)),
+        ((170, 210, 150), (1.0, 1.0, 1.0)),
+        ((220, 210, 10), (1.4, 1.4, 9.0)),
+        ((35, 51, 36), (1.0, 1.0, 1.0)),
+        ((900, 700, 1), (0.3, 0.3, 1.0)),
+    ],
+    ids=["ct", "brain", "heart", "hippocampus", "slices"],
+)
+def test_a_step_of_the_cpu_preset_is_small_whatever_the_data(shape, spacing, num_channels):
+    """At most 1e11 operations, 1 to 2 s on two cores, and 2 GB of feature maps."""
+    fingerprint = _fingerprint([shape] * 30, [spacing] * 30, num_channels=num_channels)
+    spec = _spec(tuple(f"c{n}" for n in range(num_channels)))
+    plans = make_plans(fingerprint, spec, name="cpu")
+    for name, entry in plans.configurations.items():
+        net = entry.architecture
+        step = {"batch_size": entry.batch_size, "num_inputs": num_channels, "num_logits": 2}
+        assert 1e10 < step_operations(net, entry.patch_size, **step) <= 1e11, name
+        voxels = feature_map_voxels(
+            net.kind,
+            entry.patch_size,
+            features=net.features,
+            strides=net.strides,
+            blocks_encoder=net.blocks_encoder,
+            blocks_decoder=net.blocks_decoder,
+            num_logits=2,
+        )
+        assert 8 * voxels * entry.batch_size < 2.1e9
+        assert net.features[0] == 16
+        assert max(net.features) <= 256
+    text = "\n".join(plans.why)
+    assert "Made for a machine without GPU" in text
+    assert "GB" not in text
+
+
+def test_the_cpu_preset_knows_no_gpu_memory():
+    fingerprint = _fingerprint([(60, 70, 80)], [(1.0, 1.0, 1.0)])
+    with pytest.raises(PlanError, match=r"16 GB, but 'cpu' plans for a machine without GPU"):
+        make_plans(fingerprint, _spec(), name="cpu", gpu_memory_gb=16)
 
 
 # Frame
@@ -190,6 +255,7 @@ def test_low_resolution_brings_the_cascade_and_batch_dice():
     cascade, full = configurations["3d_cascade_fullres"], configurations["3d_fullres"]
     assert cascade.previous_stage == "3d_lowres"
     assert cascade == full.model_copy(update={"previous_stage": "3d_lowres"})
+    assert plans.inherits == {"3d_cascade_fullres": "3d_fullres"}
     low = configurations["3d_lowres"]
     assert np.prod(low.patch_size) / np.prod(low.median_shape) >= 0.24
 
@@ -205,6 +271,32 @@ def test_normalisation_follows_the_channel_name_and_the_crop():
     wide = fingerprint.model_copy(update={"median_relative_size_after_cropping": 0.75})
     full = make_plans(wide, _spec(channels)).configurations["3d_fullres"]
     assert full.use_mask_for_norm == (False,) * 6
+
+
+def test_parameter_maps_are_normalised_with_the_data_set_unless_nnunets_way_is_asked_for():
+    channels = ("ADC", "T1 map", "T1w", "CT (HU)", "noNorm")
+    fingerprint = _fingerprint(
+        [(60, 70, 80)], [(1.0, 1.0, 1.0)], kept_share=0.5, num_channels=len(channels)
+    )
+    plans = make_plans(fingerprint, _spec(channels))
+    full = plans.configurations["3d_fullres"]
+    assert full.normalization == ("quantitative", "quantitative", "zscore", "ct", "none")
+    assert full.use_mask_for_norm == (False, False, True, False, False)
+    assert any(
+        sentence.startswith("Channel 'ADC' is z-scored with the data set's mean")
+        and "a map of apparent diffusion coefficient means the same in every case" in sentence
+        for sentence in plans.why
+    )
+    full = make_plans(fingerprint, _spec(channels), quantitative=False).configurations["3d_fullres"]
+    assert full.normalization == ("zscore", "zscore", "zscore", "zscore", "none")
+
+
+def test_what_was_asked_for_is_on_record():
+    fingerprint = _fingerprint([(100, 110, 120)], [(1.0, 1.0, 1.0)])
+    plans = make_plans(fingerprint, _spec(), gpu_memory_gb=11, target_spacing=(2, 0.5, 1))
+    assert (plans.asked_gpu_memory_gb, plans.asked_target_spacing) == (11, (2.0, 0.5, 1.0))
+    plans = make_plans(fingerprint, _spec())
+    assert (plans.asked_gpu_memory_gb, plans.asked_target_spacing) == (None, None)
 
 
 def test_an_ignore_label_counts_as_a_logit_whether_listed_or_not():

@@ -7,7 +7,7 @@ import pytest
 from medseg.errors import PlanError
 from medseg.plan.memory import feature_map_voxels
 from medseg.plan.presets import PRESETS
-from medseg.plan.sizing import Budget, features_per_stage, size_configuration
+from medseg.plan.sizing import Budget, size_configuration
 
 
 def _budget(name="nnunet", *, memory_gb=8.0, num_cases=100, num_logits=2):
@@ -25,7 +25,7 @@ def test_a_small_image_is_one_patch_and_the_batch_grows():
     sizing = _size((1.0, 1.0, 1.0), (36, 50, 35), _budget(num_cases=200))
     assert sizing.patch_size == (40, 56, 40)
     assert sizing.batch_size == sizing.batch_by_dataset == 7
-    assert sizing.batch_by_memory > 7
+    assert sizing.batch_by_cost > 7
 
 
 def test_the_first_patch_has_the_content_of_a_256_cube_of_cubic_aspect():
@@ -46,7 +46,7 @@ def test_the_axis_that_covers_most_of_the_image_is_cut_first():
     assert sizing.patch_size[1] > sizing.patch_size[2] > sizing.patch_size[0]
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"cpu"}))
 @pytest.mark.parametrize("spacing", [(2.5, 0.8, 0.9), (0.8, 0.7)])
 def test_patch_and_batch_fit_the_memory_as_the_reference_does(name, spacing):
     """A batch of two 3D patches needs no more than the preset's reference network."""
@@ -57,7 +57,7 @@ def test_patch_and_batch_fit_the_memory_as_the_reference_does(name, spacing):
     needed = feature_map_voxels(
         budget.preset.kind,
         sizing.patch_size,
-        features=features_per_stage(len(blocks_encoder), len(spacing)),
+        features=budget.preset.features(len(blocks_encoder), len(spacing)),
         strides=sizing.topology.strides,
         blocks_encoder=blocks_encoder,
         blocks_decoder=blocks_decoder,

@@ -58,6 +58,23 @@ def test_ct_clips_to_the_percentiles_of_the_dataset(image, inside):
     np.testing.assert_allclose(found.ravel(), expected, atol=1e-5)
 
 
+def test_parameter_maps_keep_what_lies_around_the_foreground(image, inside):
+    """The range -70 to 180 is 250 wide; clipped is only what lies beyond -320 and 430."""
+    image = image * 4
+    expected = [(min(max(float(v), -320.0), 430.0) - 55.0) / 31.0 for v in image.flat]
+    assert min(expected) == (-320 - 55) / 31
+    assert max(expected) == (430 - 55) / 31
+    found = one(image, inside, "quantitative", use_mask=True)  # nor does a map know a mask
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-4)
+
+
+def test_parameter_maps_may_have_any_unit(image, inside):
+    """ADC in m^2/s is a thousand million times smaller than in 1e-3 mm^2/s; CT has one unit."""
+    tiny = IntensityStatistics(**{k: v * 1e-11 for k, v in CT.model_dump().items()})
+    found = one(image * np.float32(1e-11), inside, "quantitative", statistics=tiny)
+    np.testing.assert_allclose(found, one(image, inside, "quantitative"), rtol=1e-4, atol=1e-4)
+
+
 def test_rescaling_to_the_unit_range(image, inside):
     low, high = float(image.min()), float(image.max())
     found = one(image, inside, "rescale_0_1")
@@ -70,7 +87,9 @@ def test_rgb_and_none(image, inside):
     np.testing.assert_array_equal(one(image, inside, "none"), image)
 
 
-@pytest.mark.parametrize("scheme", ["zscore", "ct", "rescale_0_1", "rgb_0_1", "none"])
+@pytest.mark.parametrize(
+    "scheme", ["zscore", "ct", "quantitative", "rescale_0_1", "rgb_0_1", "none"]
+)
 @pytest.mark.parametrize("value", [0.0, 7.5])
 def test_constant_images_stay_finite(inside, scheme, value):
     image = np.full(inside.shape, value, np.float32)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 
 import pytest
 
 import medseg.schema
 from medseg.errors import ConfigError, PlanError
-from medseg.schema.base import Schema, read, write, write_json
+from medseg.schema.base import Schema, read, validate, write, write_json
 from medseg.schema.bundle import BundleManifest, Semantics
 from medseg.schema.dataset import CaseFiles, DatasetSpec
 from medseg.schema.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
@@ -22,7 +23,7 @@ from medseg.schema.metrics import (
     StructureMetrics,
     StructureSummary,
 )
-from medseg.schema.plans import Architecture, Configuration, Plans, read_plans
+from medseg.schema.plans import Architecture, Configuration, Plans, read_plans, write_plans
 from medseg.schema.recipe import Recipe
 
 STATISTICS = IntensityStatistics(
@@ -145,6 +146,33 @@ def test_a_configuration_inherits_what_it_does_not_say(tmp_path):
     assert plans.configuration("small") == expected
     assert plans.configuration("tiny") == expected.model_copy(update={"batch_size": 9})
     assert plans.configuration("3d_fullres") == CONFIGURATION
+
+
+def test_what_is_inherited_is_not_repeated_and_read_back_as_it_was(tmp_path):
+    """A cascade, and a grandchild that turns one of its parent's changes back."""
+    path = tmp_path / "plans.json"
+    second = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    third = {"inherits_from": "second", "previous_stage": None, "patch_size": [8, 8, 8]}
+    write_json(path, inheriting(second=second, third=third, same={"inherits_from": "second"}))
+    plans = read_plans(path)
+    assert plans.configuration("third").previous_stage is None
+    assert plans.configuration("same") == plans.configuration("second")
+    write_plans(path, plans)
+    assert read_plans(path) == plans
+    written = json.loads(path.read_text())["configurations"]
+    assert (written["second"], written["third"]) == (second, third)
+    assert written["same"] == {"inherits_from": "second"}
+    assert "previous_stage" not in written["3d_fullres"]
+
+
+def test_one_configuration_alone_is_written_whole(tmp_path):
+    """As in a bundle: the parent is not there."""
+    second = {"inherits_from": "3d_fullres", "batch_size": 9}
+    plans = validate(Plans, inheriting(second=second), "plans")
+    alone = plans.model_copy(update={"configurations": {"second": plans.configuration("second")}})
+    write_plans(tmp_path / "plans.json", alone)
+    found = read_plans(tmp_path / "plans.json").configurations
+    assert found == {"second": CONFIGURATION.model_copy(update={"batch_size": 9})}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def make_entry(seed, shape=(12, 22, 17)):
 class TinyRun:
     """A trainer and the batches it sees."""
 
-    def __init__(self, recipe=None, *, length=None, seed=3, cases=2, spoil=None):
+    def __init__(
+        self, recipe=None, *, length=None, seed=3, cases=2, spoil=None, labels=LABELS, partial=None
+    ):
         self.recipe = recipe or Recipe(
             epochs=4,
             iterations_per_epoch=3,
@@ -85,16 +87,16 @@ class TinyRun:
         network = build_network(
             ARCHITECTURE,
             num_inputs=2,
-            num_logits=3,
+            num_logits=labels.num_logits,
             deep_supervision=True,
             generator=torch.Generator().manual_seed(seed),
         )
-        loss = build_loss(self.recipe.loss.name, batch_dice=False, has_regions=False)
+        loss = build_loss(self.recipe.loss.name, batch_dice=False, has_regions=labels.has_regions)
         parts = Parts(
             network=network,
             loss=loss,
             augmenter=augmenter,
-            labels=LABELS,
+            labels=labels,
             device=torch.device("cpu"),
             dtype=None,
             seed=seed,
@@ -108,8 +110,9 @@ class TinyRun:
             read_size=lambda k: augmenter.read_size(sample_seed(seed, k)),
             batch_size=2,
             foreground_fraction=0.5,
-            structures=tuple(LABELS.foreground.values()),
+            structures=tuple(labels.foreground.values()),
             seed=seed,
+            partial=partial or {},
         )
 
     def validation(self, count=2):

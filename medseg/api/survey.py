@@ -1,0 +1,244 @@
+"""Look at every case once: check it, measure it, and remember what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from medseg.check.case import CHECK_VERSION, inspect_case
+from medseg.check.dataset import compare_cases
+from medseg.data.case import case_paths
+from medseg.data.store import digest
+from medseg.data.workspace import DatasetFolder
+from medseg.errors import ConfigError, DatasetError
+from medseg.execute.local import map_cases
+from medseg.execute.progress import progress_bar
+from medseg.io.size import stored_bytes
+from medseg.plan.fingerprint import CaseStatistics, case_fingerprint, pool, samples_per_case
+from medseg.plan.record import Drawn, read_draws, thin, write_draws
+from medseg.schema.base import read, write
+from medseg.schema.check import CaseFacts, CheckReport, Problem
+from medseg.schema.dataset import DatasetSpec
+from medseg.schema.fingerprint import Fingerprint
+
+_MAX_LISTED = 30
+_NEED_FACTOR = 6
+"""Memory a case takes while it is looked at, as a multiple of its files' voxel data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Survey:
+    """What the files of a dataset hold."""
+
+    spec: DatasetSpec
+    report: CheckReport
+    draws: dict[str, Drawn]
+    """Case id -> intensities drawn from it; cases with errors are left out."""
+    looked_at: tuple[str, ...]
+    """Cases that were read now; the others had not changed."""
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """Return every error of every case and of the dataset as a whole, skipped cases aside."""
+        report = self.report
+        whole = [problem for problem in report.problems if problem.level == "error"]
+        of_cases = [problem for facts in report.cases.values() for problem in facts.errors]
+        return tuple(
+            problem
+            for problem in (*of_cases, *whole)
+            if problem.case is None or problem.case not in report.skipped
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the statistics of the dataset.
+
+        Raises:
+            DatasetError: If no case has foreground.
+        """
+        found: dict[str, CaseStatistics] = {}
+        for case in self.spec.cases:
+            if case in self.draws:
+                statistics = self.draws[case].statistics(self.report.cases[case])
+                if statistics is not None:
+                    found[case] = statistics
+        return pool(found)
+
+    def without_bad(self) -> Survey:
+        """Return the survey of the cases that have no error; the others are on record."""
+        bad = tuple(dict.fromkeys(p.case for p in self.errors if p.case is not None))
+        cases = {case: files for case, files in self.spec.cases.items() if case not in bad}
+        return Survey(
+            spec=self.spec.model_copy(update={"cases": cases}),
+            report=self.report.model_copy(update={"skipped": bad}),
+            draws=self.draws,
+            looked_at=self.looked_at,
+        )
+
+    def require_usable(self) -> None:
+        """Refuse a dataset with errors.
+
+        Raises:
+            DatasetError: With every error of every case.
+        """
+        if not self.errors:
+            return
+        bad = {problem.case for problem in self.errors} - {None}
+        count = f"{len(bad)} of {len(bad | set(self.spec.cases))} cases cannot be used"
+        lines = [_line(problem) for problem in self.errors[:_MAX_LISTED]]
+        if len(self.errors) > _MAX_LISTED:
+            lines.append(f"  ... and {len(self.errors) - _MAX_LISTED} more")
+        advice = (
+            "Correct them ('medseg dataset check' shows all, --fix corrects what is safe), or "
+            "leave these cases out with --skip-bad."
+        )
+        head = f"dataset {self.spec.name!r}: {count}; nothing was written"
+        raise DatasetError("\n".join([head, *lines, advice]))
+
+    def save(self, folder: DatasetFolder) -> None:
+        """Write `check.json` and the draws, where anything changed."""
+        if self.looked_at or _previous(folder, self.report.made_with) != self.report:
+            write(folder.check_path, self.report)
+            write_draws(folder.statistics_path, {c: thin(d) for c, d in self.draws.items()})
+
+
+def survey(
+    folder: DatasetFolder,
+    spec: DatasetSpec,
+    *,
+    problems: Sequence[Problem] = (),
+    exact: bool = True,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Survey:
+    """Check and measure every case; files that did not change are not read again.
+
+    Nothing is written; `Survey.save` does that.
+
+    Args:
+        folder: Where an earlier survey is kept.
+        spec: The dataset as it is now.
+        problems: What was found before any file was opened, see `scan_dataset`.
+        exact: Draw anew from cases whose kept draws were thinned, or were made when the dataset
+            had another number of cases. Otherwise such draws are taken as they are.
+        workers: Processes; None uses the processors there are.
+        progress: Show a progress bar on standard error.
+    """
+    made_with = digest(
+        [CHECK_VERSION, spec.channels, spec.labels, spec.regions_class_order, spec.ignore_label]
+    )
+    before = _previous(folder, made_with)
+    known = read_draws(folder.statistics_path) if before is not None else {}
+    num_samples = samples_per_case(len(spec.cases))
+    facts = dict(before.cases) if before is not None else {}
+    stale = [
+        case
+        for case in spec.cases
+        if case not in facts
+        or not _is_unchanged(spec, case, facts[case])
+        or not _is_good(facts[case], known.get(case), num_samples, exact)
+    ]
+    for case, (found, drawn) in _look(spec, stale, num_samples, workers, progress).items():
+        facts[case] = found
+        known.pop(case, None)
+        if drawn is not None:
+            known[case] = drawn
+    kept = {case: _with_problems(facts[case], case, problems) for case in spec.cases}
+    whole = tuple(problem for problem in problems if problem.case not in kept)
+    report = CheckReport(
+        dataset=spec.name,
+        made_with=made_with,
+        cases=kept,
+        problems=(*whole, *compare_cases(spec, kept)),
+    )
+    draws = {case: known[case] for case in spec.cases if case in known}
+    return Survey(spec=spec, report=report, draws=draws, looked_at=tuple(stale))
+
+
+def _with_problems(facts: CaseFacts, case: str, problems: Sequence[Problem]) -> CaseFacts:
+    """Return the facts with problems of the case that looking at its files did not find too."""
+    known = {(problem.code, problem.file) for problem in facts.problems}
+    added = tuple(p for p in problems if p.case == case and (p.code, p.file) not in known)
+    return facts.model_copy(update={"problems": (*facts.problems, *added)}) if added else facts
+
+
+def _previous(folder: DatasetFolder, made_with: str) -> CheckReport | None:
+    """Return the report of the last survey, if it was made by the same rules."""
+    if not folder.check_path.is_file():
+        return None
+    try:
+        report = read(CheckReport, folder.check_path)
+    except ConfigError:
+        return None
+    return report if report.made_with == made_with else None
+
+
+def _is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
+    """Return whether the case has the files, sizes, times and annotated labels it had."""
+    entry = spec.cases[case]
+    names = [*entry.channels, *([entry.segmentation] if entry.segmentation else [])]
+    if entry.annotated_labels != facts.annotated_labels:
+        return False
+    if [file.path for file in facts.files] != names:
+        return False
+    for file in facts.files:
+        try:
+            found = (Path(spec.source) / file.path).stat()
+        except OSError:
+            return False
+        if (found.st_size, found.st_mtime_ns) != (file.size, file.modified_ns):
+            return False
+    return True
+
+
+def _is_good(facts: CaseFacts, drawn: Drawn | None, num_samples: int, exact: bool) -> bool:
+    if facts.errors or facts.fingerprint is None:
+        return True
+    if drawn is None:
+        return False
+    return not exact or (drawn.is_exact and drawn.num_samples == num_samples)
+
+
+def _look(
+    spec: DatasetSpec, cases: Sequence[str], num_samples: int, workers: int | None, progress: bool
+) -> dict[str, tuple[CaseFacts, Drawn | None]]:
+    function = partial(_look_at, spec, num_samples)
+    needs = {case: _need(spec, case) for case in cases}
+    found = {}
+    with progress_bar(len(cases), "check", shown=progress and len(cases) > 0) as bar:
+        for outcome in map_cases(function, cases, workers=workers, needs=needs):
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.value is not None:
+                found[outcome.item] = outcome.value
+            bar.update()
+    return found
+
+
+def _look_at(spec: DatasetSpec, num_samples: int, case_id: str) -> tuple[CaseFacts, Drawn | None]:
+    """Check one case and, if it can be used, draw from it."""
+    inspection = inspect_case(spec, case_id)
+    facts = inspection.facts.model_copy(
+        update={"annotated_labels": spec.cases[case_id].annotated_labels}
+    )
+    case = inspection.case
+    if case is None or facts.errors:
+        return facts, None
+    found = case_fingerprint(
+        case.channels, case.grid.affine, case.segmentation, num_samples=num_samples
+    )
+    drawn = Drawn(samples=found.samples, num_samples=num_samples, is_exact=True)
+    update = {"fingerprint": found.case, "relative_size": found.relative_size}
+    return facts.model_copy(update=update), drawn
+
+
+def _need(spec: DatasetSpec, case: str) -> int:
+    """Return roughly the memory in bytes that looking at a case takes."""
+    channels, segmentation = case_paths(spec, case)
+    return _NEED_FACTOR * sum(stored_bytes(p) for p in [*channels, segmentation] if p is not None)
+
+
+def _line(problem: Problem) -> str:
+    where = f"case {problem.case!r}: " if problem.case is not None else ""
+    return f"  {where}{problem.message}"

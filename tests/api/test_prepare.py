@@ -1,0 +1,282 @@
+"""Preparing a dataset twice, growing it, killing it, doing it at once: nothing is done in vain."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.api import prepare, survey
+from medseg.data.store import CaseStore
+from medseg.data.workspace import Workspace
+from medseg.errors import DatasetError, PlanError
+from medseg.io.write import write_nifti
+from medseg.schema.base import read_json
+
+CONFIGURATIONS = ("2d", "3d_fullres")
+
+
+@pytest.fixture()
+def raw(tmp_path, datasets):
+    """Six cases, so that a seventh can join them."""
+    return datasets.write(tmp_path / "Dataset003_Six", num_cases=6)
+
+
+@pytest.fixture(autouse=True)
+def _quick(few_samples):
+    with few_samples():
+        yield
+
+
+def run(raw, **options):
+    options = {"configurations": CONFIGURATIONS, "workers": 1, **options}
+    return prepare.plan_and_preprocess(raw, workspace=raw.parent / "work", **options)
+
+
+def folder_of(raw):
+    return Workspace(raw.parent / "work").find(raw)[0]
+
+
+def add_case(raw, datasets, number=7, *, affine=None, scale=1.0):
+    images, labels = datasets.case(number, (21, 23, 16), 2)
+    affine = datasets.affine((0.9, 1.2, 1.9)) if affine is None else affine
+    for index, image in enumerate(images):
+        write_nifti(raw / f"imagesTr/case_{number}_{index:04d}.nii.gz", image * scale, affine)
+    write_nifti(raw / f"labelsTr/case_{number}.nii.gz", labels, affine)
+
+
+class Counter:
+    """Counts the cases that are read and preprocessed."""
+
+    def __init__(self, monkeypatch):
+        self.looked, self.stored = [], []
+        look, store = survey._look_at, prepare._store_case
+
+        def look_at(spec, num_samples, case_id):
+            self.looked.append(case_id)
+            return look(spec, num_samples, case_id)
+
+        def store_case(spec, plans, configuration, folder, keys, case_id):
+            self.stored.append(case_id)
+            return store(spec, plans, configuration, folder, keys, case_id)
+
+        monkeypatch.setattr(survey, "_look_at", look_at)
+        monkeypatch.setattr(prepare, "_store_case", store_case)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_second_run_reads_and_writes_nothing_it_has(raw, monkeypatch):
+    run(raw)
+    before, counter = contents(folder_of(raw).path / "store/entries"), Counter(monkeypatch)
+    files = {n: c for n, (_, c) in contents(folder_of(raw).path).items()}
+    run(raw)
+    assert (counter.looked, counter.stored) == ([], [])
+    assert contents(folder_of(raw).path / "store/entries") == before
+    assert {n: c for n, (_, c) in contents(folder_of(raw).path).items()} == files
+
+
+def test_one_more_case_costs_one_case(raw, datasets, monkeypatch, caplog):
+    run(raw)
+    folder = folder_of(raw)
+    before = read_json(folder.plans_path("nnunet"))
+    splits = read_json(folder.splits_path)
+    add_case(raw, datasets)
+    counter = Counter(monkeypatch)
+    with caplog.at_level(logging.INFO):
+        run(raw)
+    assert counter.looked == ["case_7"]
+    assert counter.stored == ["case_7"]  # both configurations do the same to it
+    assert read_json(folder.plans_path("nnunet")) == before
+    assert list(folder.fingerprint().cases) == [f"case_{n}" for n in range(1, 8)]
+    grown = read_json(folder.splits_path)
+    smallest = min(range(len(splits)), key=lambda f: len(splits[f]["validation"]))
+    for number, (old, new) in enumerate(zip(splits, grown, strict=True)):
+        side = "validation" if number == smallest else "train"
+        assert set(new[side]) - set(old[side]) == {"case_7"}
+    assert "case_7" in caplog.text
+
+
+def test_a_new_plan_is_made_only_on_request(raw, datasets, caplog):
+    """Six more cases with twice the spacing: the median moves, the plans stay, a warning says so."""
+    old = run(raw)
+    for number in range(7, 14):
+        add_case(raw, datasets, number, affine=datasets.affine((1.8, 2.4, 3.8)))
+    with caplog.at_level(logging.WARNING):
+        kept = run(raw)
+    assert kept == old
+    assert "spacing" in caplog.text
+    assert "--replan" in caplog.text
+    new = run(raw, replan=True)
+    assert new.configurations["3d_fullres"].spacing != old.configurations["3d_fullres"].spacing
+    assert folder_of(raw).plans("nnunet") == new
+
+
+def test_a_small_addition_is_not_worth_a_warning(raw, datasets, caplog):
+    run(raw)
+    add_case(raw, datasets)
+    with caplog.at_level(logging.WARNING):
+        run(raw)
+    assert "--replan" not in caplog.text
+
+
+def test_plans_for_another_wish_are_not_silently_kept(raw):
+    run(raw)
+    with pytest.raises(PlanError, match=r"(?s)--gpu-memory.*none.*11.*--replan") as caught:
+        run(raw, gpu_memory="11GB")
+    assert "nnunet.json" in str(caught.value)
+    run(raw, gpu_memory="11GB", replan=True)
+    run(raw, gpu_memory="11GB")
+    run(raw)
+
+
+def test_a_replan_draws_exactly_as_a_first_run(raw, datasets):
+    """Grown step by step and then planned anew, or all at once: the same statistics."""
+    run(raw)
+    add_case(raw, datasets)
+    run(raw)
+    run(raw, replan=True)
+    grown = folder_of(raw).fingerprint()
+    shutil.rmtree(raw.parent / "work")
+    run(raw)
+    assert grown == folder_of(raw).fingerprint()
+
+
+def test_a_changed_file_is_read_again(raw, datasets, monkeypatch):
+    run(raw)
+    index = CaseStore(folder_of(raw).store_path)._index("nnunet__3d_fullres")
+    before = read_json(index)["entries"]
+    images, _ = datasets.case(2, (20, 22, 16), 2)
+    write_nifti(raw / "imagesTr/case_2_0000.nii.gz", images[0] + 9, datasets.affine((0.9, 1.14, 1.9)))
+    counter = Counter(monkeypatch)
+    run(raw)
+    after = read_json(index)["entries"]
+    assert counter.looked == ["case_2"]
+    assert {case for case in before if before[case] != after[case]} == {"case_2"}
+
+
+def test_a_touched_file_is_looked_at_but_not_preprocessed(raw, monkeypatch):
+    run(raw)
+    os.utime(raw / "labelsTr/case_4.nii.gz", (1, 1))
+    counter = Counter(monkeypatch)
+    run(raw)
+    assert (counter.looked, counter.stored) == (["case_4"], [])
+
+
+def test_a_killed_run_continues(raw, monkeypatch):
+    store = prepare._store_case
+
+    def die(spec, plans, configuration, folder, keys, case_id):
+        if case_id == "case_4":
+            raise KeyboardInterrupt
+        return store(spec, plans, configuration, folder, keys, case_id)
+
+    monkeypatch.setattr(prepare, "_store_case", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(raw)
+    monkeypatch.undo()
+    counter = Counter(monkeypatch)
+    run(raw)
+    assert counter.looked == []
+    assert counter.stored[:3] == ["case_4", "case_5", "case_6"]
+
+
+def test_two_runs_at_once_leave_what_one_leaves(raw):
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: _command(raw, raw.parent / "twice"), range(2)))
+    alone = _command(raw, raw.parent / "once")
+    assert [done.returncode for done in (*both, alone)] == [0, 0, 0], [d.stderr for d in both]
+    twice, once = (raw.parent / name / "datasets" / raw.name for name in ("twice", "once"))
+    for name in ("dataset.json", "fingerprint.json", "splits.json", "plans/nnunet.json"):
+        assert (twice / name).read_bytes() == (once / name).read_bytes(), name
+    names = [sorted(p.relative_to(f).as_posix() for p in f.rglob("*")) for f in (twice, once)]
+    assert names[0] == names[1]
+    store = CaseStore(twice / "store")
+    for key in read_json(twice / "store/index/nnunet__3d_fullres.json")["entries"].values():
+        store.open(key).loaded()
+
+
+def _command(raw, work):
+    code = (
+        "import medseg.plan.fingerprint as f; f.NUM_SAMPLES = 100_000\n"
+        "from medseg.api.prepare import plan_and_preprocess\n"
+        f"plan_and_preprocess({str(raw)!r}, workspace={str(work)!r}, "
+        f"configurations={CONFIGURATIONS}, workers=1)"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_bad_cases_are_refused_or_left_out_on_record(raw, datasets, caplog):
+    labels = raw / "labelsTr/case_5.nii.gz"
+    labels.write_bytes(labels.read_bytes()[:100])
+    (raw / "imagesTr/case_2_0001.nii.gz").unlink()
+    before = datasets.files(raw.parent)
+    with pytest.raises(DatasetError, match=r"2 of 6 cases cannot be used") as caught:
+        run(raw)
+    assert "case_5" in str(caught.value)
+    assert str(caught.value).count("case_2_0001.nii.gz is missing") == 1
+    assert "--skip-bad" in str(caught.value)
+    assert datasets.files(raw.parent) == before
+    with caplog.at_level(logging.WARNING):
+        run(raw, skip_bad=True)
+    assert "case_5" in caplog.text
+    folder = folder_of(raw)
+    check = read_json(folder.check_path)
+    assert check["skipped"] == ["case_2", "case_5"]
+    assert check["cases"]["case_5"]["problems"][0]["level"] == "error"
+    usable = ["case_1", "case_3", "case_4", "case_6"]
+    assert sorted(folder.spec().cases) == sorted(folder.fingerprint().cases) == usable
+    splits = read_json(folder.splits_path)
+    assert all(sorted([*s["train"], *s["validation"]]) == usable for s in splits)
+
+
+def test_configurations_that_do_the_same_share_entries(tmp_path, datasets):
+    """All voxels of 1 mm: nothing is resampled, slices or not."""
+    raw = datasets.write(tmp_path / "Dataset009_Even", num_cases=3)
+    for path in [*raw.glob("imagesTr/*"), *raw.glob("labelsTr/*")]:
+        number = int(path.name.split("_")[1].split(".")[0])
+        images, labels = datasets.case(number, (20, 24, 16), 2)
+        array = labels if path.parent.name == "labelsTr" else images[int(path.name[-8])]
+        write_nifti(path, array, np.diag([1.0, 1, 1, 1]))
+    run(raw)
+    store = folder_of(raw).store_path
+    two, three = (read_json(store / f"index/nnunet__{c}.json")["entries"] for c in CONFIGURATIONS)
+    assert two == three
+    assert len(list(store.glob("entries/*/*"))) == 3
+
+
+def test_preparing_imports_no_torch(raw):
+    code = (
+        "import sys, medseg.plan.fingerprint as f; f.NUM_SAMPLES = 100_000\n"
+        "import medseg\n"
+        f"medseg.plan_and_preprocess({str(raw)!r}, workspace={str(raw.parent / 'w')!r}, workers=1)\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_record_of_a_survey_is_plain_json(raw):
+    run(raw)
+    check = json.loads(folder_of(raw).check_path.read_text(encoding="utf-8"))
+    facts = check["cases"]["case_1"]
+    assert facts["fingerprint"]["shape"]
+    assert [Path(file["path"]).name for file in facts["files"]] == [
+        "case_1_0000.nii.gz",
+        "case_1_0001.nii.gz",
+        "case_1.nii.gz",
+    ]
+    assert all(len(file["sha256"]) == 64 for file in facts["files"])
