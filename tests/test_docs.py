@@ -121,7 +121,10 @@ class TestLayout:
     ENTRIES = tuple(re.sub(r"\s+", " ", part) for part in re.split(r"\n  (?! )", SYNOPSIS)[1:])
 
     def test_every_command_is_listed_once(self) -> None:
-        names = [re.match(r"[a-z-]+(?: (?:show|list|copy|init|check|diff))?", e).group() for e in self.ENTRIES]
+        names = [
+            re.match(r"[a-z-]+(?: (?:show|list|copy|init|check|diff))?", e).group()
+            for e in self.ENTRIES
+        ]
         assert sorted(names) == sorted([*commands(), "plan show", "plan diff"])
 
     @pytest.mark.parametrize("name", sorted(commands()))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from medseg.api.survey import survey
-from medseg.check.dataset import unseen
+from medseg.api.survey import described_by, survey
 from medseg.check.fix import require_empty, write_fixed
 from medseg.data.dataset import scan_dataset
 from medseg.data.workspace import DEFAULT_WORKSPACE, Workspace
@@ -16,7 +15,7 @@ from medseg.execute.local import map_cases
 from medseg.execute.progress import progress_bar
 from medseg.report.check import all_problems, check_page
 from medseg.report.thumbnail import thumbnail
-from medseg.schema.base import write, write_text
+from medseg.schema.base import write_text
 from medseg.schema.check import CheckReport
 from medseg.schema.dataset import DatasetSpec
 
@@ -66,16 +65,12 @@ def check_with_page(
 ) -> tuple[CheckReport, Path]:
     """Return what `check` returns, and the page of HTML."""
     folder, source = Workspace(Path(workspace)).find(dataset)
-    path = source if source is not None else Path(folder.spec().description or folder.spec().source)
-    spec, scanned = scan_dataset(path)
+    spec, scanned = scan_dataset(source if source is not None else described_by(folder.spec()))
     if fix is not None:
         require_empty(Path(fix), spec)
-    found = survey(folder, spec, exact=False, workers=workers, progress=progress)
+    found = survey(folder, spec, problems=scanned, exact=False, workers=workers, progress=progress)
     found.save(folder)
-    report = found.report.model_copy(
-        update={"problems": (*unseen(scanned, found.report.cases), *found.report.problems)}
-    )
-    write(folder.check_path, report)
+    report = found.report
     pictures = _pictures(spec, _pictured(report), workers, progress)
     page = folder.check_path.with_suffix(".html")
     write_text(page, check_page(report, pictures))

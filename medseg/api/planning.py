@@ -83,7 +83,8 @@ def _make(spec: DatasetSpec, fingerprint: Fingerprint, request: Request) -> Plan
     if request.bundle is not None:
         from medseg.infer.bundle import find_bundle, read_bundle
 
-        plans = plan_from(read_bundle(find_bundle(request.bundle)).plans, fingerprint, spec)
+        bundle = read_bundle(find_bundle(request.bundle))
+        plans = plan_from(bundle.plans, fingerprint, spec, bundle_channels=bundle.spec.channels)
         return plans.model_copy(update={"name": request.name})
     return make_plans(
         fingerprint,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from medseg.api.planning import Request, settle_plans
-from medseg.api.survey import Survey, survey
+from medseg.api.survey import Survey, described_by, survey
 from medseg.data.case import load_case
 from medseg.data.dataset import scan_dataset
 from medseg.data.splits import settle_splits
@@ -229,11 +229,6 @@ def _survey(
             warnings, "s" * (warnings > 1), dataset, "them" if warnings > 1 else "it",
         )  # fmt: skip
     return folder, found
-
-
-def described_by(spec: DatasetSpec) -> Path:
-    """Return the path a dataset is read from again."""
-    return Path(spec.description or spec.source)
 
 
 def _save(folder: DatasetFolder, found: Survey, measured: Fingerprint) -> None:

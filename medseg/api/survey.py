@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from medseg.check.case import CHECK_VERSION, inspect_case
-from medseg.check.dataset import compare_cases
+from medseg.check.dataset import compare_cases, unseen
+from medseg.check.files import signature
 from medseg.data.case import case_paths
 from medseg.data.store import digest
 from medseg.data.workspace import DatasetFolder
@@ -144,23 +145,20 @@ def survey(
         known.pop(case, None)
         if drawn is not None:
             known[case] = drawn
-    kept = {case: _with_problems(facts[case], case, problems) for case in spec.cases}
-    whole = tuple(problem for problem in problems if problem.case not in kept)
+    kept = {case: facts[case] for case in spec.cases}
     report = CheckReport(
         dataset=spec.name,
         made_with=made_with,
         cases=kept,
-        problems=(*whole, *compare_cases(spec, kept)),
+        problems=(*unseen(problems, kept), *compare_cases(spec, kept)),
     )
     draws = {case: known[case] for case in spec.cases if case in known}
     return Survey(spec=spec, report=report, draws=draws, looked_at=tuple(stale))
 
 
-def _with_problems(facts: CaseFacts, case: str, problems: Sequence[Problem]) -> CaseFacts:
-    """Return the facts with problems of the case that looking at its files did not find too."""
-    known = {(problem.code, problem.file) for problem in facts.problems}
-    added = tuple(p for p in problems if p.case == case and (p.code, p.file) not in known)
-    return facts.model_copy(update={"problems": (*facts.problems, *added)}) if added else facts
+def described_by(spec: DatasetSpec) -> Path:
+    """Return the path a dataset is read from again."""
+    return Path(spec.description or spec.source)
 
 
 def _previous(folder: DatasetFolder, made_with: str) -> CheckReport | None:
@@ -184,10 +182,10 @@ def _is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
         return False
     for file in facts.files:
         try:
-            found = (Path(spec.source) / file.path).stat()
+            found = signature(Path(spec.source) / file.path)
         except OSError:
             return False
-        if (found.st_size, found.st_mtime_ns) != (file.size, file.modified_ns):
+        if found != (file.size, file.modified_ns):
             return False
     return True
 

@@ -17,6 +17,7 @@ from medseg.schema.check import FileFacts
 _LONGEST_HEADER = 2**16
 _HASHED_AT_ONCE = 2**20
 _DATA_FILE = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)(.*)$", re.MULTILINE | re.IGNORECASE)
+_CHANNEL = re.compile(r"_\d{4}$")
 _TROUBLESOME = re.compile(r"[\s'\"`$&;|<>*?\\!#]")
 
 
@@ -58,7 +59,7 @@ def open_file(root: Path, name: str, role: str, found: Findings) -> Opened | Non
                 file=name,
             )
             return None
-        status = path.stat()
+        size, modified_ns = signature(path)
         digest = _hash([path, *companions(path)])
     except FileNotFoundError:
         found.error(
@@ -75,8 +76,18 @@ def open_file(root: Path, name: str, role: str, found: Findings) -> Opened | Non
             file=name,
         )
         return None
-    facts = FileFacts(path=name, size=status.st_size, modified_ns=status.st_mtime_ns, sha256=digest)
+    facts = FileFacts(path=name, size=size, modified_ns=modified_ns, sha256=digest)
     return _read(path, facts, found)
+
+
+def signature(path: Path) -> tuple[int, int]:
+    """Return the bytes of an image and its time of last change in ns, companions included.
+
+    Raises:
+        OSError: If the file cannot be looked at.
+    """
+    stats = [file.stat() for file in (path, *companions(path))]
+    return sum(each.st_size for each in stats), max(each.st_mtime_ns for each in stats)
 
 
 def companions(path: Path) -> list[Path]:
@@ -93,8 +104,8 @@ def companions(path: Path) -> list[Path]:
         text = path.read_bytes()[:_LONGEST_HEADER].decode("latin-1")
         names = [name.strip() for name in _DATA_FILE.findall(text)]
     elif ending in (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg"):
-        names = [path.stem + ".json"]
-    found = [path.parent / name for name in names if name != path.name]
+        names = [f"{path.stem}.json", f"{_CHANNEL.sub('', path.stem)}.json"]
+    found = [path.parent / name for name in dict.fromkeys(names) if name != path.name]
     return [file for file in found if file.is_file() and file != path]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from medseg.schema.check import Problem
 
@@ -23,34 +24,32 @@ class Findings:
             file: File, relative to the dataset's folder.
             fix: What `--fix` does about it; empty where no correction is safe.
         """
-        self._add(
-            Problem(
-                code=code,
-                level="error",
-                message=message,
-                case=self.case_id,
-                file=file,
-                fix=fix or None,
-            )
-        )
+        self._add("error", code, message, file, fix)
 
     def warning(self, code: str, message: str, *, file: str | None = None, fix: str = "") -> None:
         """Add something a person should look at; see `error`."""
-        self._add(
-            Problem(
-                code=code,
-                level="warning",
-                message=message,
-                case=self.case_id,
-                file=file,
-                fix=fix or None,
-            )
-        )
+        self._add("warning", code, message, file, fix)
 
     @property
     def has_errors(self) -> bool:
         """Return whether the case cannot be used as it is."""
         return any(problem.level == "error" for problem in self.problems)
 
-    def _add(self, problem: Problem) -> None:
-        self.problems.append(problem)
+    def _add(
+        self,
+        level: Literal["error", "warning"],
+        code: str,
+        message: str,
+        file: str | None,
+        fix: str,
+    ) -> None:
+        self.problems.append(
+            Problem(
+                code=code,
+                level=level,
+                message=message,
+                case=self.case_id,
+                file=file,
+                fix=fix or None,
+            )
+        )

@@ -105,7 +105,7 @@ def preprocess(
     typer.echo("\n".join(f"{name}: {count} cases ready." for name, count in counts.items()))
 
 
-def plan_and_preprocess(
+def plan_and_preprocess(  # noqa: PLR0913 - one option each
     dataset: Dataset,
     configurations: Configs = None,
     plans: PlansName = "nnunet",

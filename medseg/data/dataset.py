@@ -64,6 +64,7 @@ def scan_dataset(path: Path) -> tuple[DatasetSpec, tuple[Problem, ...]]:
     described = _read(_description(Path(path)))
     root = described.root.resolve()
     names = described.names
+    cases, misnamed = _named_in_text(described.cases)
     spec = DatasetSpec(
         name=dataset_name(described.source.resolve()),
         source=str(root),
@@ -72,13 +73,30 @@ def scan_dataset(path: Path) -> tuple[DatasetSpec, tuple[Problem, ...]]:
         labels=names.labels,
         regions_class_order=names.regions_class_order,
         ignore_label=names.ignore_label,
-        cases=dict(sorted(described.cases.items())),
+        cases=dict(sorted(cases.items())),
     )
     LabelScheme.from_spec(spec)
-    problems = (*described.problems, *_file_problems(described, spec))
+    problems = (*described.problems, *misnamed, *_file_problems(described, spec))
     if not spec.cases and all(found.level == "warning" for found in problems):
         raise DatasetError(f"{path}: the dataset has no training case. Add images and labels.")
     return spec, problems
+
+
+def _named_in_text(cases: dict[str, CaseFiles]) -> tuple[dict[str, CaseFiles], list[Problem]]:
+    """Return the cases whose names are text, and a problem for each of the others."""
+    kept, problems = {}, []
+    for case, files in cases.items():
+        names = (case, *files.channels, files.segmentation or "")
+        wrong = [name for name in names if name != name.encode(errors="ignore").decode()]
+        if not wrong:
+            kept[case] = files
+            continue
+        shown, shown_case = (
+            name.encode(errors="backslashreplace").decode() for name in (wrong[-1], case)
+        )
+        text = f"{shown}: its name is not in UTF-8, so no report can hold it. Rename the file."
+        problems.append(problem("name", text, case=shown_case, file=shown))
+    return kept, problems
 
 
 def _description(path: Path) -> Path:

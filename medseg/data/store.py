@@ -32,6 +32,8 @@ _SMALLEST_CHUNK = 1 << 18
 _LARGEST_HALF = 6e4
 _ROUNDING = 1e-3
 """Largest rounding error of a stored image, in standard deviations of its channel."""
+_LARGE_BYTES = 1 << 24
+"""Arrays from which on starting threads pays."""
 _PART_SECONDS = 3600
 _PART = 1 << 20
 """Voxels of a label map looked at together."""
@@ -313,16 +315,17 @@ def _write_array(path: Path, array: NDArray[Any], chunk: tuple[int, ...], kind: 
         urlpath=str(path),
         mode="w",
         chunks=chunks,
-        cparams={**_COMPRESSION, "nthreads": _num_threads()},
+        cparams={**_COMPRESSION, "nthreads": _num_threads(array.nbytes)},
     )
     for start in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunks, strict=True))):
         place = tuple(slice(s * c, (s + 1) * c) for s, c in zip(start, chunks, strict=True))
         target[place] = np.ascontiguousarray(array[place], dtype=target.dtype)
 
 
-def _num_threads() -> int:
-    """Return all processors in a process of its own, 1 in one of several workers."""
-    return num_cpus() if multiprocessing.parent_process() is None else 1
+def _num_threads(num_bytes: int) -> int:
+    """Return all processors for a large array, 1 for a small one and in one of several workers."""
+    is_alone = multiprocessing.parent_process() is None
+    return num_cpus() if is_alone and num_bytes > _LARGE_BYTES else 1
 
 
 def _chunk(size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from medseg.errors import MedsegError
 from medseg.execute.resources import free_memory_bytes, num_cpus
@@ -20,6 +20,8 @@ POOL_START_SECONDS = 3.0
 """Rough time until a spawned worker has imported what it needs."""
 
 
+WATCH_SECONDS = 1.0
+"""Time after which it is decided whether a pool pays."""
 _MEMORY_SHARE = 0.8
 """Share of the free memory that cases worked on side by side may take."""
 _WORKER_BYTES = 250_000_000
@@ -44,8 +46,9 @@ def map_cases(
 ) -> Iterator[Outcome[T]]:
     """Yield the outcome of `function(item)` for each item, in the order they finish.
 
-    The first item runs in this process; a pool is started only if the rest would take longer
-    than starting one.
+    The first items run in this process. Once they have taken a moment, a pool is started if that
+    saves more time than starting one takes; the first item, which loads what the function needs,
+    counts only where it is the only one.
 
     Args:
         function: Picklable; gets one item.
@@ -56,12 +59,16 @@ def map_cases(
     """
     workers = workers or num_cpus()
     rest = deque(items)
-    start = time.perf_counter()
+    start = after_first = time.perf_counter()
     while rest:
         yield _call(function, rest.popleft())
+        now = time.perf_counter()
         done = len(items) - len(rest)
-        remaining = (time.perf_counter() - start) / done * len(rest)
-        if workers > 1 and remaining * (1 - 1 / workers) > POOL_START_SECONDS * 2:
+        if done == 1:
+            after_first = now
+        each = (now - after_first) / (done - 1) if done > 1 else now - start
+        saved = each * len(rest) * (1 - 1 / workers)
+        if workers > 1 and now - start > WATCH_SECONDS and saved > POOL_START_SECONDS * 2:
             yield from _map_pool(function, rest, workers, needs or {})
             return
 

@@ -82,7 +82,7 @@ def write_draws(path: Path, cases: Mapping[str, Drawn]) -> None:
 
 
 def read_draws(path: Path) -> dict[str, Drawn]:
-    """Return the draws in a file; nothing where there is none or it is damaged (drawn anew then)."""
+    """Return the draws in a file; nothing where there is none, or a damaged one."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return _unpacked({name: stored[name] for name in stored.files})

@@ -49,13 +49,14 @@ h2 { font-size: 1.1rem; margin-top: 1.8rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { border-bottom: 1px solid var(--line); padding: .45rem .6rem; text-align: left;
   vertical-align: top; }
-th button { all: unset; cursor: pointer; font-weight: 600; }
+th button { background: none; border: 0; color: inherit; cursor: pointer; font: inherit;
+  font-weight: 600; padding: 0; white-space: nowrap; width: auto; }
 th button:focus-visible { outline: 2px solid; }
 th button::after { content: " \\2195"; opacity: .4; }
 .error b { color: var(--error); } .warning b { color: var(--warning); }
 .good { opacity: .6; }
 .case { font-weight: 600; overflow-wrap: anywhere; min-width: 7rem; }
-td p { margin: 0 0 .5rem; overflow-wrap: anywhere; max-width: 46rem; }
+td p { margin: 0 0 .5rem; overflow-wrap: anywhere; max-width: 46rem; min-width: 22rem; }
 .fix { opacity: .75; } code { font-size: .92em; }
 img { image-rendering: pixelated; max-width: none; display: block; background: #121212; }
 .controls { display: flex; gap: 1rem; margin: .8rem 0; flex-wrap: wrap; }
@@ -67,7 +68,11 @@ input, select { font: inherit; padding: .25rem .4rem; }
 def format_check(report: CheckReport) -> str:
     """Return a summary by kind of problem and what each error says, at most 80 columns wide."""
     problems = all_problems(report)
+    num_fixes = sum(problem.fix is not None for problem in problems)
     blocks = [wrap(_headline(report))]
+    if num_fixes:
+        text = f"--fix OUT would write a copy with {_count(num_fixes, 'problem')} corrected."
+        blocks[0] += wrap(text)
     if problems:
         blocks.append(_kinds(problems))
     for level in ("error", "warning"):
@@ -127,8 +132,8 @@ def check_page(report: CheckReport, pictures: Mapping[str, bytes]) -> str:
         for number, case in enumerate(cases)
     ]
     title = html.escape(f"Check of {report.dataset}")
-    heads = ("", "case", "problems", "image", "labels", "picture")
-    buttons = "".join(f"<th><button>{head or 'level'}</button></th>" for head in heads)
+    heads = ("level", "case", "picture", "problems", "image", "labels (voxels)")
+    buttons = "".join(f"<th><button>{head}</button></th>" for head in heads)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -217,10 +222,10 @@ def _row(
     cells = [
         (str(_rank(problems)), f"<b>{words}</b>", level),
         (html.escape(case), html.escape(case), "case"),
+        (str(number), _picture(case, picture), ""),
         (str(-len(problems)), _problems(problems), ""),
         (str(size), "<br>".join(map(html.escape, _image_words(facts))), "numbers"),
         (str(len(facts.labels)), "<br>".join(_label_words(facts)), "numbers"),
-        (str(number), _picture(case, picture), ""),
     ]
     inner = "".join(f'<td class="{kind}" data-key="{key}">{text}</td>' for key, text, kind in cells)
     return f'<tr data-level="{level}">{inner}</tr>'

@@ -37,7 +37,7 @@ class Plane:
             array: (I, J, K), or (I, J, K, C) of colours that the picture keeps as its last axis.
             voxel: What the plane goes through.
         """
-        picture = np.take(array, voxel[self.normal], axis=self.normal)
+        picture: NDArray[Any] = array[(slice(None),) * self.normal + (voxel[self.normal],)]
         return np.flip(picture.swapaxes(0, 1), axis=1)
 
     def steps(self, spacing: tuple[float, float, float]) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from medseg.values import distinct_values
 SIZE = 132
 """Length of the longest side of a plane, in pixels."""
 _GAP = 3
-_LATTICE = 64
+_LATTICE = 96
 _BACKDROP = 18
 
 Pixels = NDArray[np.uint8]
@@ -37,7 +37,7 @@ def thumbnail(spec: DatasetSpec, case_id: str) -> bytes:
     """Draw the first channel of a case with the outlines of its labels, as PNG.
 
     The segmentation is laid over the image voxel by voxel; where the shapes differ it stands
-    beside it, alone. What cannot be read is left out.
+    below it, alone. What cannot be read is left out.
 
     Returns:
         Empty if nothing can be read.
@@ -54,7 +54,7 @@ def thumbnail(spec: DatasetSpec, case_id: str) -> bytes:
     if labels is not None:
         blank = _Volume(np.zeros(labels.array.shape, np.uint8), labels.grid, labels.is_picture)
         parts.append(_strip(blank, labels.array, values))
-    return png(_side_by_side(parts))
+    return png(_stacked(parts))
 
 
 def png(pixels: Pixels) -> bytes:
@@ -127,7 +127,7 @@ def _strip(volume: _Volume, labels: NDArray[Any] | None, values: list[int]) -> P
         image = _turned(image, axes, flips)
         indices = None if indices is None else _turned(indices, axes, flips)
     shown = [p for p in PLANES if image.shape[p.across] > 1 and image.shape[p.up] > 1] or PLANES[:1]
-    centre = _middle(image.shape) if indices is None else centre_of_largest(indices)
+    centre = _middle(image.shape) if indices is None else _centre(indices)
     longest = max(image.shape[a] * spacing[a] for p in shown for a in (p.across, p.up))
     grey = _grey(image)
     parts = [
@@ -154,6 +154,19 @@ def _indexed(labels: NDArray[Any] | None, values: list[int]) -> NDArray[np.uint8
 def _turned(array: NDArray[Any], axes: tuple[int, ...], flips: tuple[bool, ...]) -> NDArray[Any]:
     view = array.transpose(*axes, *range(3, array.ndim))
     return np.flip(view, tuple(d for d, flip in enumerate(flips) if flip))
+
+
+def _centre(indices: NDArray[np.uint8]) -> Voxel:
+    """Return a voxel whose planes show the largest structure; found on a lattice if possible."""
+    steps = [-(-length // _LATTICE) for length in indices.shape]
+    coarse = indices[tuple(slice(step // 2, None, step) for step in steps)]
+    if not coarse.any():
+        return centre_of_largest(indices)
+    i, j, k = (
+        place * step + step // 2
+        for place, step in zip(centre_of_largest(coarse), steps, strict=True)
+    )
+    return i, j, k
 
 
 def _middle(shape: tuple[int, ...]) -> Voxel:
@@ -230,4 +243,14 @@ def _side_by_side(parts: list[Pixels]) -> Pixels:
         space = ((top, height - len(part) - top), (0, _GAP), (0, 0))
         whole.append(np.pad(part, space, constant_values=_BACKDROP))
     joined: Pixels = np.concatenate(whole, axis=1)[:, :-_GAP]
+    return joined
+
+
+def _stacked(parts: list[Pixels]) -> Pixels:
+    width = max(part.shape[1] for part in parts)
+    whole = [
+        np.pad(part, ((0, _GAP), (0, width - part.shape[1]), (0, 0)), constant_values=_BACKDROP)
+        for part in parts
+    ]
+    joined: Pixels = np.concatenate(whole)[:-_GAP]
     return joined

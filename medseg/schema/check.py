@@ -33,11 +33,11 @@ class FileFacts(Schema):
     path: str
     """Relative to the dataset's folder, or absolute."""
     size: int
-    """Bytes."""
+    """Bytes, of the files that belong to it too (voxels of a `.mhd`, spacing of a TIFF)."""
     modified_ns: int
-    """Time of the last change, in nanoseconds."""
+    """Time of the last change of any of them, in nanoseconds."""
     sha256: str
-    """Hash of the bytes."""
+    """Hash of the bytes of all of them."""
     dtype: str = ""
     """Type of the stored values, with byte order; empty if it could not be read."""
     picture: str = ""

@@ -50,7 +50,8 @@ def run(command: Sequence[str | Path], environment: dict[str, str] | None = None
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{output.decode(errors='replace')[-3000:]}")
+        said = output.decode(errors="replace")[-3000:]
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{said}")
     return Cost(seconds, usage.ru_maxrss * 1024)
 
 

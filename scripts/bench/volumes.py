@@ -61,7 +61,8 @@ def make_volumes(folder: Path, shape: tuple[int, ...], num_cases: int) -> None:
         field, other = _field(rng, shape), _field(rng, shape)
         labels = np.zeros(shape, np.uint8)
         labels[field > 0.6], labels[field > 1.2], labels[(field > 0.6) & (other > 1.0)] = 1, 2, 3
-        image = np.clip(300 * field + 20 * rng.standard_normal(shape, np.float32) - 100, -1024, 3071)
+        noise = 20 * rng.standard_normal(shape, np.float32)
+        image = np.clip(300 * field + noise - 100, -1024, 3071)
         affine = np.diag([0.8, 0.8, thickness, 1.0])
         case = f"volume_{number}"
         nib.save(

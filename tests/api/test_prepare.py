@@ -18,13 +18,14 @@ from medseg.api import prepare, survey
 from medseg.data.store import CaseStore
 from medseg.data.workspace import Workspace
 from medseg.errors import DatasetError, PlanError
-from medseg.io.write import write_nifti
+from medseg.io.read import read_image
+from medseg.io.write import write_map, write_nifti
 from medseg.schema.base import read_json
 
 CONFIGURATIONS = ("2d", "3d_fullres")
 
 
-@pytest.fixture()
+@pytest.fixture
 def raw(tmp_path, datasets):
     """Six cases, so that a seventh can join them."""
     return datasets.write(tmp_path / "Dataset003_Six", num_cases=6)
@@ -112,7 +113,7 @@ def test_one_more_case_costs_one_case(raw, datasets, monkeypatch, caplog):
 
 
 def test_a_new_plan_is_made_only_on_request(raw, datasets, caplog):
-    """Six more cases with twice the spacing: the median moves, the plans stay, a warning says so."""
+    """More cases with twice the spacing: the median moves, the plans stay, a warning says so."""
     old = run(raw)
     for number in range(7, 14):
         add_case(raw, datasets, number, affine=datasets.affine((1.8, 2.4, 3.8)))
@@ -161,7 +162,8 @@ def test_a_changed_file_is_read_again(raw, datasets, monkeypatch):
     index = CaseStore(folder_of(raw).store_path)._index("nnunet__3d_fullres")
     before = read_json(index)["entries"]
     images, _ = datasets.case(2, (20, 22, 16), 2)
-    write_nifti(raw / "imagesTr/case_2_0000.nii.gz", images[0] + 9, datasets.affine((0.9, 1.14, 1.9)))
+    affine = datasets.affine((0.9, 1.14, 1.9))
+    write_nifti(raw / "imagesTr/case_2_0000.nii.gz", images[0] + 9, affine)
     counter = Counter(monkeypatch)
     run(raw)
     after = read_json(index)["entries"]
@@ -263,7 +265,8 @@ def test_preparing_imports_no_torch(raw):
     code = (
         "import sys, medseg.plan.fingerprint as f; f.NUM_SAMPLES = 100_000\n"
         "import medseg\n"
-        f"medseg.plan_and_preprocess({str(raw)!r}, workspace={str(raw.parent / 'w')!r}, workers=1)\n"
+        f"raw, work = {str(raw)!r}, {str(raw.parent / 'w')!r}\n"
+        "medseg.plan_and_preprocess(raw, workspace=work, workers=1)\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -280,3 +283,31 @@ def test_the_record_of_a_survey_is_plain_json(raw):
         "case_1.nii.gz",
     ]
     assert all(len(file["sha256"]) == 64 for file in facts["files"])
+
+
+def test_a_change_in_the_voxels_beside_a_header_is_seen(tmp_path, datasets, monkeypatch):
+    """`.mhd` names a `.raw`: the header stays as it is when the voxels change."""
+    raw = datasets.write(tmp_path / "Dataset008_Apart", num_cases=3, channels=("T1w",))
+    for number in (1, 2, 3):
+        old = raw / f"imagesTr/case_{number}_0000.nii.gz"
+        image = read_image(old)
+        header = old.with_name(f"case_{number}_0000.mhd")
+        write_map(header, image.array, image.header)
+        lines = [
+            line for line in header.read_text().splitlines() if "CompressedDataSize" not in line
+        ]
+        text = "\n".join(lines).replace("CompressedData = True", "CompressedData = False")
+        header.write_text(text.replace(".zraw", ".raw") + "\n")
+        header.with_suffix(".raw").write_bytes(image.array.tobytes(order="F"))
+        header.with_suffix(".zraw").unlink()
+        old.unlink()
+    run(raw)
+    voxels = raw / "imagesTr/case_2_0000.raw"
+    header = (raw / "imagesTr/case_2_0000.mhd").stat()
+    content = bytearray(voxels.read_bytes())
+    content[:4] = np.float32(42).tobytes()
+    voxels.write_bytes(content)
+    assert (raw / "imagesTr/case_2_0000.mhd").stat().st_mtime_ns == header.st_mtime_ns
+    counter = Counter(monkeypatch)
+    run(raw)
+    assert (counter.looked, counter.stored) == (["case_2"], ["case_2"])

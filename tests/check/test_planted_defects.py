@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from dataclasses import dataclass
 
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from medseg.data.case import load_case
 from medseg.data.dataset import scan_dataset
 from medseg.errors import DatasetError
+from medseg.io.image import Header
+from medseg.io.write import write_nifti, write_segmentation
+from tests.check.conftest import Raw
 
 PLANTS = {}
 
@@ -595,8 +600,6 @@ def test_labels_beside_a_broken_image_are_checked(raw, check):
     ],
 )
 def test_ct_outside_hounsfield_units(tmp_path, datasets, check, change, words):
-    from tests.check.conftest import Raw
-
     raw = Raw(datasets.write(tmp_path / "Dataset008_Ct", num_cases=2, channels=("CT",)))
     rng = np.random.default_rng(3)
     for case in ("case_1", "case_2"):
@@ -622,3 +625,55 @@ def test_groups_silence_the_warning_about_patients(raw, check):
     manifest = {"channels": list(spec.channels), "labels": spec.labels, "cases": cases}
     (raw.folder / "medseg.json").write_text(json.dumps(manifest))
     assert check(raw) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "code", "words"),
+    [
+        ((9, 8, 7), ("T1w", "T2w"), "channel-count", "1 channel in 1 file; expected 2 (T1w, T2w)"),
+        ((9, 8, 7, 3), ("T1w",), "not-3d", "holds 3 volumes (4D, or colours); expected 1 (T1w)"),
+        ((9, 8, 7, 2), ("T1w", "T2w"), None, ""),
+    ],
+)
+def test_number_of_channels_in_one_file(tmp_path, check, shape, channels, code, words):
+    """A file may hold all channels of its case along the fourth axis, no fewer and no more."""
+    raw, rng = Raw(tmp_path), np.random.default_rng(1)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    nibabel.save(
+        nibabel.Nifti1Image(rng.normal(9, 2, shape).astype(np.float32), affine), tmp_path / "a.nii"
+    )
+    write_nifti(tmp_path / "a_seg.nii", (rng.random((9, 8, 7)) > 0.5).astype(np.uint8), affine)
+    entry = {"case": "a", "images": ["a.nii"], "segmentation": "a_seg.nii"}
+    labels = {"background": 0, "organ": 1}
+    manifest = {"channels": list(channels), "labels": labels, "cases": [entry]}
+    (tmp_path / "medseg.json").write_text(json.dumps(manifest))
+    found = check(raw)
+    assert [problem.code for problem in found] == ([] if code is None else [code])
+    assert all(words in problem.message for problem in found)
+
+
+def test_jpeg_is_no_label_map(tmp_path, check):
+    folder, rng = tmp_path / "Dataset009_Flat", np.random.default_rng(2)
+    header = Header(shape=(9, 13), affine=tuple(map(tuple, np.eye(4).tolist())))
+    image = rng.integers(0, 255, (9, 13, 1)).astype(np.uint8)
+    write_segmentation(folder / "imagesTr/a_0000.png", image, header)
+    (folder / "labelsTr").mkdir()
+    rows = Pillow.fromarray((image[..., 0].T > 99).astype(np.uint8))
+    rows.save(folder / "labelsTr/a.jpg", quality=100)
+    description = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "cell": 1}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    found = {problem.code: problem for problem in check(Raw(folder))}
+    assert "lossy-label" in found
+    assert "JPEG" in found["lossy-label"].message
+
+
+def test_name_that_is_no_text_is_an_error_and_the_rest_is_looked_at(raw, check):
+    """Some old systems write names that are not UTF-8; no JSON can hold them."""
+    label_7_of_2(raw)
+    for path in sorted(raw.folder.glob("*Tr/case_5[._]*")):
+        os.rename(path, os.fsencode(path).replace(b"case_5", b"caf\xe9_5"))
+    found = {problem.code: problem for problem in check(raw)}
+    assert set(found) == {"name", "unexpected-label"}
+    assert found["name"].level == "error"
+    assert "not in UTF-8" in found["name"].message
+    assert found["name"].model_dump_json()

@@ -46,6 +46,7 @@ def test_quick_work_starts_no_pool(monkeypatch):
 def test_slow_work_runs_in_a_pool(monkeypatch):
     """`eval` stands in for the work: every worker can import it."""
     monkeypatch.setattr(local, "POOL_START_SECONDS", 0.0)
+    monkeypatch.setattr(local, "WATCH_SECONDS", 0.0)
     bad = "exec('from medseg.errors import DatasetError; raise DatasetError(\"no good\")')"
     pid, threads = "__import__('os').getpid()", "__import__('os').getpid() * 0 + 1"
     found = {o.item: o for o in map_cases(eval, ["1", pid, threads, bad], workers=2)}
@@ -58,6 +59,7 @@ def test_slow_work_runs_in_a_pool(monkeypatch):
 
 def test_a_dead_worker_names_its_case(monkeypatch):
     monkeypatch.setattr(local, "POOL_START_SECONDS", 0.0)
+    monkeypatch.setattr(local, "WATCH_SECONDS", 0.0)
     dies = "__import__('os')._exit(9)"
     with pytest.raises(MedsegError, match="a worker process died at or near case") as caught:
         list(map_cases(eval, ["1", dies], workers=2))
@@ -83,6 +85,7 @@ def test_large_items_run_side_by_side_only_where_they_fit():
 
 def test_a_pool_runs_every_item_whatever_it_needs(monkeypatch):
     monkeypatch.setattr(local, "POOL_START_SECONDS", 0.0)
+    monkeypatch.setattr(local, "WATCH_SECONDS", 0.0)
     monkeypatch.setattr(local, "free_memory_bytes", lambda: 1)
     items = [str(number) for number in range(5)]
     needs = dict.fromkeys(items, 10**15)

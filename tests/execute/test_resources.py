@@ -1,4 +1,4 @@
-"""What the process may use: limits of cgroups and processors, from files as the system writes them."""
+"""What the process may use: limits of cgroups and processors, from the system's own files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from medseg.execute import resources
 
 
-@pytest.fixture()
+@pytest.fixture
 def system(tmp_path, monkeypatch):
     """Stand-ins for /proc and /sys/fs/cgroup, written by the tests."""
     texts = {"/proc/meminfo": "MemTotal: 100 kB\nMemAvailable:  2000 kB\n"}
