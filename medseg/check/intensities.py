@@ -55,7 +55,7 @@ def convert(
             low, high = min(low, float(block.min())), max(high, float(block.max()))
             exact = block.astype(np.float64)
             total += float(exact.sum())
-            squares += float(exact @ exact)
+            squares += float(np.square(exact, out=exact).sum())
             checksum += int(block.view(np.uint32).sum(dtype=np.uint64))
     if copied:
         out[...] = target.reshape(out.shape, order="F")

@@ -230,20 +230,22 @@ def _deviation(channel: NDArray[np.float32]) -> float:
     squares = 0.0
     for part in parts:
         apart = part - np.float32(mean)
-        squares += float(apart @ apart)
+        squares += float(np.square(apart, out=apart).sum(dtype=np.float64))
     return math.sqrt(squares / max(1, channel.size))
 
 
 def _rounds_within(channel: NDArray[np.float32], largest: float, limit: float) -> bool:
     """Return whether float16 rounds no voxel by more than `limit`.
 
-    A value of at most 2^n moves by at most 2^(n - 12), so that most images need no second look.
+    A value of at most 2^n moves by at most 2^(n - 12), so that only larger ones are looked at.
     """
     bound = math.ldexp(1.0, math.frexp(largest)[1] - 12)
     if bound <= limit:
         return True
+    hardest = math.ldexp(1.0, math.frexp(limit)[1] + 10) if limit > 0 else 0.0
     for part in np.array_split(channel.reshape(-1), max(1, channel.size >> 20)):
-        if part.size and float(np.abs(part - part.astype(np.float16)).max()) > limit:
+        suspects = part[np.abs(part) > hardest]
+        if (np.abs(suspects - suspects.astype(np.float16)) > limit).any():
             return False
     return True
 

@@ -109,4 +109,4 @@ def moments(values: NDArray[np.float32]) -> tuple[float, float]:
 def _squares(part: NDArray[np.float32], mean: float) -> float:
     apart = part.astype(np.float64).ravel()
     apart -= mean
-    return float(apart @ apart)
+    return float(np.square(apart, out=apart).sum())  # a product of vectors would start threads
