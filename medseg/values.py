@@ -20,8 +20,10 @@ _CHUNK = 2**16
 Integers = NDArray[np.integer[Any]]
 
 
-def value_counts(array: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def value_counts(array: Integers) -> tuple[Integers, NDArray[np.int64]]:
     """Return the distinct values of a label map, ascending, and how many voxels hold each.
+
+    Values are int64, or uint64 where they go beyond that.
 
     Args:
         array: Any shape, memory order and integer type.
@@ -39,23 +41,35 @@ def value_counts(array: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]
         return _count_runs(flat)
     counts = np.zeros(high - low + 1, dtype=np.int64)
     for start in range(0, flat.size, _CHUNK):
-        places = flat[start : start + _CHUNK].astype(np.intp) - low
-        counts += np.bincount(places, minlength=len(counts))
+        counts += np.bincount(_above(flat[start : start + _CHUNK], low), minlength=len(counts))
     found = np.flatnonzero(counts)
-    return found + low, counts[found]
+    return np.array([int(place) + low for place in found], _kind(high)), counts[found]
 
 
-def _count_runs(flat: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _above(part: Integers, low: int) -> NDArray[np.intp]:
+    """Return how far values are above the lowest, also where they are beyond int64."""
+    if part.dtype.kind == "u":
+        return (part - part.dtype.type(low)).astype(np.intp)
+    return part.astype(np.intp) - low
+
+
+def _kind(high: int) -> type[np.int64] | type[np.uint64]:
+    """Return the type for values up to one."""
+    return np.int64 if high <= np.iinfo(np.int64).max else np.uint64
+
+
+def _count_runs(flat: Integers) -> tuple[Integers, NDArray[np.int64]]:
     """Count values that are far apart, by the runs of equal neighbours."""
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))
     lengths = np.diff(starts, append=flat.size)
-    values, places = np.unique(flat[starts].astype(np.int64), return_inverse=True)
+    kind = _kind(int(flat.max()))
+    values, places = np.unique(flat[starts].astype(kind), return_inverse=True)
     counts = np.zeros(len(values), dtype=np.int64)
     np.add.at(counts, places, lengths)
     return values, counts
 
 
-def distinct_values(array: Integers) -> NDArray[np.int64]:
+def distinct_values(array: Integers) -> Integers:
     """Return the values that occur in a label map, ascending.
 
     Examples:
@@ -118,12 +132,16 @@ def _finder(values: Sequence[int], low: int, high: int) -> Callable[[Integers], 
         for place, value in enumerate(values):
             if low <= value <= high:
                 table[value - low] = place
-        return lambda part: table[part.astype(np.intp) - low]
-    order = np.argsort(values)
-    ascending = np.array(values, dtype=np.int64)[order]
+        return lambda part: table[_above(part, low)]
+    inside = [place for place, value in enumerate(values) if low <= value <= high]
+    if not inside:
+        return lambda part: np.full(part.shape, len(values), dtype=kind)
+    order = np.array(sorted(inside, key=values.__getitem__))
+    ascending = np.array([values[place] for place in order.tolist()], dtype=_kind(high))
 
     def search(part: Integers) -> Integers:
-        nearest = np.minimum(np.searchsorted(ascending, part), len(values) - 1)
-        return np.where(ascending[nearest] == part, order[nearest], len(values)).astype(kind)
+        wide = part.astype(ascending.dtype)
+        nearest = np.minimum(np.searchsorted(ascending, wide), len(order) - 1)
+        return np.where(ascending[nearest] == wide, order[nearest], len(values)).astype(kind)
 
     return search

@@ -13,6 +13,8 @@ KINDS = {
     "eight bits, signed": ([-128, -1, 127], np.int8),
     "far apart": ([-2_000_000_000, 0, 5, 2_000_000_000], np.int32),
     "beyond 2 to the 31": ([0, 1000, 4_000_000_000], np.uint32),
+    "beyond 2 to the 63": ([2**63, 2**63 + 5, 2**64 - 1], np.uint64),
+    "close together beyond 2 to the 63": ([2**64 - 9, 2**64 - 1], np.uint64),
 }
 LAYOUTS = {
     "C": np.ascontiguousarray,
@@ -52,7 +54,8 @@ def test_values_are_counted_like_a_walk_over_voxels(label_map):
 
 
 def test_places_are_those_of_the_list(listed, label_map):
-    values = listed[0][1:] + listed[0][:1] + [99]  # neither sorted nor all of them there
+    rest = [99] if max(listed[0]) < 2**63 else [2**64 - 3]
+    values = listed[0][1:] + listed[0][:1] + rest  # neither sorted nor all of them there
     found = places_in(values, label_map, np.dtype(np.uint8))
     assert found.dtype == np.uint8
     expected = [values.index(value) for value in label_map.reshape(-1).tolist()]
@@ -80,6 +83,11 @@ def test_two_hundred_and_fifty_six_places_fit_into_a_byte():
     array = np.array([values, values[::-1]], np.uint16)
     found = places_in(values, array, np.dtype(np.uint8))
     assert found.tolist() == [list(range(256)), list(range(255, -1, -1))]
+
+
+def test_no_listed_value_lies_among_those_of_the_array():
+    array = np.array([[-9, 100_000], [5, 7]])
+    assert places_in([-10, 100_001], array, np.dtype(np.uint8)) is None
 
 
 def test_nothing_holds_no_value():

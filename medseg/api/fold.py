@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +21,7 @@ from medseg.augment.streams import sample_seed
 from medseg.data.loader import Batch, batches
 from medseg.data.patches import PatchSampler, partial_annotations
 from medseg.data.splits import SPLIT_FILE, Split
-from medseg.data.store import CaseStore, Entry, digest
+from medseg.data.store import CaseStore, Entry
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import DatasetError
 from medseg.execute.progress import progress_bar
@@ -31,9 +31,10 @@ from medseg.losses.deep_supervision import build_loss
 from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype, pick_device
 from medseg.models.weights import save_weights
-from medseg.preprocess.pipeline import parameters
+from medseg.preprocess.keys import entry_key, index_mark
 from medseg.report.figures import progress_figure
-from medseg.schema.base import write
+from medseg.schema.base import read, write
+from medseg.schema.check import CheckReport
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.recipe import Recipe
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
@@ -278,8 +279,8 @@ def _seed(seed: int, fold: str) -> int:
 def _entries(run: FoldRun) -> dict[str, Entry]:
     """Open the cases of the fold, in memory where they fit."""
     store = CaseStore(run.folder.store_path)
-    made_with = digest(parameters(run.plans, run.configuration))
-    index = store.read_index(f"{run.plans.name}__{run.config}", made_with)
+    mark = index_mark(run.plans, run.configuration)
+    index = store.read_index(f"{run.plans.name}__{run.config}", mark)
     cases = [*run.split.train, *run.split.validation]
     missing = [case for case in cases if case not in index]
     if missing:
@@ -287,12 +288,34 @@ def _entries(run: FoldRun) -> dict[str, Entry]:
             f"{len(missing)} cases have not been preprocessed for {run.config!r}: "
             f"{', '.join(missing[:5])}. Run 'medseg preprocess' again."
         )
+    _require_current(run, {case: index[case] for case in cases})
     entries = {case: store.open(index[case]) for case in cases}
     needed = sum(entry.memory_bytes for entry in entries.values())
     if needed <= _CACHE_SHARE * free_memory_bytes():
         return {case: entry.loaded() for case, entry in entries.items()}
     logger.info("preprocessed cases (%.1f GB) stay on disk", needed / 1e9)
     return entries
+
+
+def _require_current(run: FoldRun, index: Mapping[str, str]) -> None:
+    """Refuse entries that were made from other files or labels than the dataset has now.
+
+    Raises:
+        DatasetError: With the cases.
+    """
+    labels = LabelScheme.from_spec(run.folder.spec())
+    facts = read(CheckReport, run.folder.check_path).cases
+    stale = [
+        case
+        for case, key in index.items()
+        if case not in facts or entry_key(facts[case], labels, run.plans, run.configuration) != key
+    ]
+    if stale:
+        raise DatasetError(
+            f"{len(stale)} cases were preprocessed for {run.config!r} before their files or the "
+            f"labels of the dataset changed: {', '.join(sorted(stale)[:5])}. "
+            "Run 'medseg preprocess' again."
+        )
 
 
 def _validation_batches(

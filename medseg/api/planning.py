@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.data.workspace import DatasetFolder
@@ -41,8 +41,9 @@ class Request:
         """Refuse what cannot be planned before any file is looked at.
 
         Raises:
-            ConfigError: If the name is neither a preset nor the name of plans that are there.
-            PlanError: If options contradict each other.
+            ConfigError: If the name is neither a preset nor the name of plans that are there, or
+                plans to be replaced cannot be read.
+            PlanError: If options contradict each other, or a model's plans would be replaced.
         """
         if self.bundle is not None and (self.gpu_memory_gb or self.target_spacing):
             raise PlanError(
@@ -50,8 +51,40 @@ class Request:
                 "--target-spacing."
             )
         is_there = folder.plans_path(self.name).is_file()
+        if self.replan and is_there:
+            self._check_model_is_given(folder.plans(self.name), folder.plans_path(self.name))
         if self.bundle is None and (self.replan or not is_there):
             get_preset(self.name)
+
+    def _check_model_is_given(self, old: Plans, path: Path) -> None:
+        if old.taken_from is not None and self.bundle is None:
+            raise PlanError(
+                f"{path}: these plans were taken over from a model ({old.taken_from}); --replan "
+                "alone would replace them by the planner's, which its weights do not fit. Give "
+                "--from BUNDLE again, or plan under another name (--plans)."
+            )
+
+    def with_wishes_of(self, old: Plans, path: Path) -> tuple[Request, tuple[str, ...]]:
+        """Return the request with what the old plans were asked for, where nothing is asked now.
+
+        Returns:
+            The request, and what was taken over, in words.
+        """
+        if self.bundle is not None:
+            return self, ()
+        taken = {}
+        if self.gpu_memory_gb is None and old.asked_gpu_memory_gb is not None:
+            taken["gpu_memory_gb"] = f"--gpu-memory {old.asked_gpu_memory_gb:g}GB"
+        if self.target_spacing is None and old.asked_target_spacing is not None:
+            spacing = ",".join(f"{value:g}" for value in old.asked_target_spacing)
+            taken["target_spacing"] = f"--target-spacing {spacing}"
+        if not taken:
+            return self, ()
+        wishes = {field: getattr(old, f"asked_{field}") for field in taken}
+        return replace(self, **wishes), (
+            f"planned anew with what the plans were made with before: {', '.join(taken.values())}. "
+            f"Give the option to change it, or delete {path} to plan without.",
+        )
 
 
 def settle_plans(
@@ -73,8 +106,8 @@ def settle_plans(
         return _make(spec, fingerprint, request), ()
     old = folder.plans(request.name)
     if request.replan:
-        new = keep_own_configurations(old, _make(spec, fingerprint, request))
-        return new, ()
+        request, told = request.with_wishes_of(old, path)
+        return keep_own_configurations(old, _make(spec, fingerprint, request)), told
     _check_kept(old, spec, request, path)
     return old, tuple(_moved(old, spec, fingerprint))
 
@@ -85,7 +118,8 @@ def _make(spec: DatasetSpec, fingerprint: Fingerprint, request: Request) -> Plan
 
         bundle = read_bundle(find_bundle(request.bundle))
         plans = plan_from(bundle.plans, fingerprint, spec, bundle_channels=bundle.spec.channels)
-        return plans.model_copy(update={"name": request.name})
+        origin = f"plans {bundle.plans.name!r} of {bundle.plans.dataset!r}"
+        return plans.model_copy(update={"name": request.name, "taken_from": origin})
     return make_plans(
         fingerprint,
         spec,
@@ -129,8 +163,11 @@ def _or_none(value: object) -> str:
 
 
 def _moved(kept: Plans, spec: DatasetSpec, fingerprint: Fingerprint) -> Iterator[str]:
-    """Yield a warning where plans made now would differ in what matters."""
-    if kept.name not in PRESETS:
+    """Yield a warning where plans made now would differ in what matters.
+
+    A model's plans are not the planner's to judge: the weights need them as they are.
+    """
+    if kept.name not in PRESETS or kept.taken_from is not None:
         return
     try:
         fresh = make_plans(
@@ -146,10 +183,12 @@ def _moved(kept: Plans, spec: DatasetSpec, fingerprint: Fingerprint) -> Iterator
     differences = [*_decisions(kept, fresh), *_intensities(kept, fresh, spec.channels)]
     if differences:
         yield (
-            f"the dataset has moved since plans {kept.name!r} were made; planned anew: "
+            f"plans {kept.name!r} differ from what the planner would choose now, because the "
+            "dataset has moved since they were made or their file was edited: "
             + "; ".join(differences[:4])
             + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
-            + ". The plans are kept; --replan makes new ones (and every case is preprocessed anew)."
+            + ". The plans are kept as they are; --replan makes new ones, without edits of the "
+            "planner's own configurations (and every case is preprocessed anew)."
         )
 
 
@@ -166,11 +205,18 @@ def _decisions(kept: Plans, fresh: Plans) -> Iterator[str]:
             old = kept.configurations[name]
             for field, tolerated in _TOLERATED.items():
                 before, after = getattr(old, field), getattr(configuration, field)
-                if max(abs(b / a - 1) for a, b in zip(before, after, strict=True)) > tolerated:
+                if _are_apart(before, after, tolerated):
                     yield f"{name}: {field} {before} -> {after}"
             for field in _FIXED:
                 if getattr(old, field) != getattr(configuration, field):
                     yield f"{name}: another {field}"
+
+
+def _are_apart(before: Sequence[float], after: Sequence[float], tolerated: float) -> bool:
+    """Return whether an axis changed by more than a share, or there are more or fewer axes."""
+    if len(before) != len(after):
+        return True
+    return max(abs(b / a - 1) for a, b in zip(before, after, strict=True)) > tolerated
 
 
 def _intensities(kept: Plans, fresh: Plans, channels: Sequence[str]) -> Iterator[str]:

@@ -13,13 +13,14 @@ from medseg.api.survey import Survey, described_by, survey
 from medseg.data.case import load_case
 from medseg.data.dataset import scan_dataset
 from medseg.data.splits import settle_splits
-from medseg.data.store import CaseStore, digest
+from medseg.data.store import CaseStore
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
 from medseg.errors import DatasetError, MedsegError, PlanError
 from medseg.execute.local import map_cases
 from medseg.execute.progress import progress_bar
 from medseg.labels import LabelScheme
-from medseg.preprocess.pipeline import parameters, preprocess_case
+from medseg.preprocess.keys import entry_key, index_mark
+from medseg.preprocess.pipeline import preprocess_case
 from medseg.schema.base import write
 from medseg.schema.check import CaseFacts
 from medseg.schema.dataset import DatasetSpec
@@ -134,14 +135,40 @@ def preprocess(
         DatasetError: If a case cannot be read.
         PlanError: If the plans lack a configuration.
     """
-    folder, _ = Workspace(Path(workspace)).find(dataset)
+    folder, source = Workspace(Path(workspace)).find(dataset)
     resolved = folder.plans(plans)
     chosen = _chosen(resolved, configurations)
-    found = survey(folder, folder.spec(), exact=False, workers=workers, progress=progress)
+    spec = folder.spec()
+    found = survey(folder, spec, exact=False, workers=workers, progress=progress)
+    found = found.with_skipped(folder)
+    _require_same(spec, found.report.skipped, source or described_by(spec))
     found.require_usable()
     if found.looked_at:
-        found.save(folder)
+        _save(folder, found, found.fingerprint())
     return _fill_store(folder, found, resolved, chosen, workers=workers, progress=progress)
+
+
+def _require_same(spec: DatasetSpec, skipped: Sequence[str], path: Path) -> None:
+    """Refuse to go on with a dataset whose description has changed since it was measured.
+
+    Raises:
+        DatasetError: With what differs.
+    """
+    if not path.exists():
+        return
+    now, _ = scan_dataset(path)
+    kept = {case: files for case, files in now.cases.items() if case not in skipped}
+    changed = [name for name in DatasetSpec.model_fields if name not in ("cases", "name")]
+    differences = [name for name in changed if getattr(now, name) != getattr(spec, name)]
+    cases = [case for case in {**spec.cases, **kept} if spec.cases.get(case) != kept.get(case)]
+    if cases:
+        more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
+        differences.append(f"cases {', '.join(sorted(cases)[:5])}{more}")
+    if differences:
+        raise DatasetError(
+            f"{path}: the dataset has changed since it was measured ({'; '.join(differences)}). "
+            "Run 'medseg plan-and-preprocess' instead: it takes in what is new and keeps the rest."
+        )
 
 
 def plan_and_preprocess(  # noqa: PLR0913 - one option of the command each
@@ -287,23 +314,8 @@ def _fill_store(
         needs = {case: _need(facts[case], plans, configuration) for case in missing}
         function = partial(_store_case, found.spec, plans, configuration, folder, missing)
         _map(function, needs, f"preprocess {name}", workers, progress)
-        store.write_index(f"{plans.name}__{name}", keys, digest(parameters(plans, configuration)))
+        store.write_index(f"{plans.name}__{name}", keys, index_mark(plans, configuration))
     return dict.fromkeys(chosen, len(found.spec.cases))
-
-
-def entry_key(
-    facts: CaseFacts, labels: LabelScheme, plans: Plans, configuration: Configuration
-) -> str:
-    """Return the key of a case's entry: a hash of its files' content and of what is done to it.
-
-    The spacing counts as it is for this case (slices of a 2D configuration keep their distance),
-    so that configurations which do the same to a case share its entry.
-    """
-    done = parameters(plans, configuration)
-    if facts.fingerprint is not None:
-        own = [facts.fingerprint.spacing[axis] for axis in plans.network_axes]
-        done["spacing"] = (*own[: 3 - len(configuration.spacing)], *configuration.spacing)
-    return digest([facts.content, labels.values, labels.ignore_label, done])
 
 
 def _need(facts: CaseFacts, plans: Plans, configuration: Configuration) -> int:

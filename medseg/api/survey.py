@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -70,12 +70,18 @@ class Survey:
         """Return the survey of the cases that have no error; the others are on record."""
         bad = tuple(dict.fromkeys(p.case for p in self.errors if p.case is not None))
         cases = {case: files for case, files in self.spec.cases.items() if case not in bad}
-        return Survey(
+        return replace(
+            self,
             spec=self.spec.model_copy(update={"cases": cases}),
             report=self.report.model_copy(update={"skipped": bad}),
-            draws=self.draws,
-            looked_at=self.looked_at,
         )
+
+    def with_skipped(self, folder: DatasetFolder) -> Survey:
+        """Return the survey with the cases on record that an earlier one left out."""
+        before = _previous(folder, self.report.made_with)
+        if before is None or not before.skipped:
+            return self
+        return replace(self, report=self.report.model_copy(update={"skipped": before.skipped}))
 
     def require_usable(self) -> None:
         """Refuse a dataset with errors.
@@ -86,22 +92,21 @@ class Survey:
         if not self.errors:
             return
         bad = {problem.case for problem in self.errors} - {None}
+        whole = any(problem.case is None for problem in self.errors)
         count = f"{len(bad)} of {len(bad | set(self.spec.cases))} cases cannot be used"
         lines = [_line(problem) for problem in self.errors[:_MAX_LISTED]]
         if len(self.errors) > _MAX_LISTED:
             lines.append(f"  ... and {len(self.errors) - _MAX_LISTED} more")
-        advice = (
-            "Correct them ('medseg dataset check' shows all, --fix corrects what is safe), or "
-            "leave these cases out with --skip-bad."
-        )
+        advice = "Correct them ('medseg dataset check' shows all, --fix corrects what is safe)"
+        advice += "." if whole else ", or leave these cases out with --skip-bad."
         head = f"dataset {self.spec.name!r}: {count}; nothing was written"
         raise DatasetError("\n".join([head, *lines, advice]))
 
     def save(self, folder: DatasetFolder) -> None:
         """Write `check.json` and the draws, where anything changed."""
         if self.looked_at or _previous(folder, self.report.made_with) != self.report:
-            write(folder.check_path, self.report)
             write_draws(folder.statistics_path, {c: thin(d) for c, d in self.draws.items()})
+            write(folder.check_path, self.report)
 
 
 def survey(
@@ -185,7 +190,7 @@ def _is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
             found = signature(Path(spec.source) / file.path)
         except OSError:
             return False
-        if found != (file.size, file.modified_ns):
+        if found != file.stamps:
             return False
     return True
 
@@ -193,7 +198,7 @@ def _is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
 def _is_good(facts: CaseFacts, drawn: Drawn | None, num_samples: int, exact: bool) -> bool:
     if facts.errors or facts.fingerprint is None:
         return True
-    if drawn is None:
+    if drawn is None or drawn.content != digest(facts.content):
         return False
     return not exact or (drawn.is_exact and drawn.num_samples == num_samples)
 
@@ -226,7 +231,12 @@ def _look_at(spec: DatasetSpec, num_samples: int, case_id: str) -> tuple[CaseFac
     found = case_fingerprint(
         case.channels, case.grid.affine, case.segmentation, num_samples=num_samples
     )
-    drawn = Drawn(samples=found.samples, num_samples=num_samples, is_exact=True)
+    drawn = Drawn(
+        samples=found.samples,
+        num_samples=num_samples,
+        is_exact=True,
+        content=digest(facts.content),
+    )
     update = {"fingerprint": found.case, "relative_size": found.relative_size}
     return facts.model_copy(update=update), drawn
 

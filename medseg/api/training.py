@@ -225,7 +225,8 @@ def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
     settled = propose_splits(folder.splits_path, spec)
     for message in settled.messages:
         logger.warning("%s", message)
-    splits = settled.splits or make_splits(cases)
+    labelled = {case: spec.cases[case] for case in cases}
+    splits = settled.splits or make_splits(labelled)
     named = {f"fold_{number}": split for number, split in enumerate(splits)}
     text = str(fold).removeprefix("fold_")
     name = f"fold_{int(text)}" if text.isdigit() else text

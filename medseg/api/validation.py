@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.api.fold import FoldRun, trained_weights
+from medseg.check.files import content_hash
 from medseg.data.case import case_paths
+from medseg.data.store import digest
 from medseg.errors import BundleError
 from medseg.evaluate.cases import evaluate_pairs
 from medseg.evaluate.pairs import Pair
@@ -16,9 +18,13 @@ from medseg.infer.model import CaseError, load
 from medseg.io.read import split_ending
 from medseg.io.write import output_ending
 from medseg.labels import LabelScheme
-from medseg.schema.base import read, write
+from medseg.schema.base import FORMAT_VERSION, read, read_json, write, write_json
 from medseg.schema.bundle import Semantics
+from medseg.schema.dataset import DatasetSpec
 from medseg.schema.metrics import Metrics
+
+_REFERENCES = "references.json"
+"""Beside `metrics.json`, written after it: a mark of the segmentations it was made with."""
 
 
 def write_run_bundle(run: FoldRun) -> Path:
@@ -58,16 +64,19 @@ def write_run_bundle(run: FoldRun) -> Path:
 def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
     """Predict the fold's validation cases at full volume and score them.
 
-    Writes `validation/CASE.nii.gz` and `validation/metrics.json`; all cases are mirrored alike.
+    Writes `validation/CASE.nii.gz`, `validation/metrics.json` and `validation/references.json`,
+    the mark of what the scores were made against; all cases are mirrored alike.
 
     Args:
         run: The fold.
         bundle: The run's bundle.
-        again: Predict anew where the present weights have been validated already.
+        again: Predict anew where the present weights have been validated already, against the
+            segmentations that are there now.
     """
     spec = run.folder.spec()
     folder = run.fold_path / "validation"
-    if not again and (stored := _stored_metrics(run, folder)) is not None:
+    references = _references(run, spec)
+    if not again and (stored := _stored_metrics(run, folder, references)) is not None:
         return stored
     folder.mkdir(parents=True, exist_ok=True)
     model = load(bundle, device=run.device, folds=[run.fold])
@@ -87,13 +96,32 @@ def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
             bar.update()
     metrics = evaluate_pairs(pairs, labels=spec)
     write(folder / "metrics.json", metrics)
+    write_json(folder / _REFERENCES, {"format_version": FORMAT_VERSION, "made_with": references})
     return metrics
 
 
-def _stored_metrics(run: FoldRun, folder: Path) -> Metrics | None:
-    """Return the scores of an earlier validation of these weights and cases."""
+def _references(run: FoldRun, spec: DatasetSpec) -> str:
+    """Return a mark of what the cases are scored against.
+
+    It follows the content of the segmentations, what of them is annotated, and the labels; a file
+    that was only touched or copied leaves it as it is.
+    """
+    cases = {}
+    for case in run.split.validation:
+        path = case_paths(spec, case)[1]
+        held = content_hash(path) if path is not None and path.is_file() else None
+        cases[case] = [held, spec.cases[case].annotated_labels]
+    order, labels = spec.regions_class_order, list(spec.labels.items())
+    return digest([cases, labels, order, spec.ignore_label])
+
+
+def _stored_metrics(run: FoldRun, folder: Path, references: str) -> Metrics | None:
+    """Return the scores of an earlier validation of these weights, cases and references."""
     file, weights = folder / "metrics.json", run.weights_path / "final.safetensors"
     if not file.is_file() or file.stat().st_mtime_ns < weights.stat().st_mtime_ns:
+        return None
+    mark = folder / _REFERENCES
+    if not mark.is_file() or read_json(mark).get("made_with") != references:
         return None
     stored = read(Metrics, file)
     known = set(stored.cases) | set(stored.failed)

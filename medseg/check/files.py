@@ -10,14 +10,12 @@ from pathlib import Path
 from medseg.check.findings import Findings
 from medseg.errors import DatasetError, GeometryError
 from medseg.geometry import Grid
+from medseg.io.companions import companions
 from medseg.io.image import Stored
 from medseg.io.read import read_stored
 from medseg.schema.check import FileFacts
 
-_LONGEST_HEADER = 2**16
 _HASHED_AT_ONCE = 2**20
-_DATA_FILE = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)(.*)$", re.MULTILINE | re.IGNORECASE)
-_CHANNEL = re.compile(r"_\d{4}$")
 _TROUBLESOME = re.compile(r"[\s'\"`$&;|<>*?\\!#]")
 
 
@@ -59,8 +57,8 @@ def open_file(root: Path, name: str, role: str, found: Findings) -> Opened | Non
                 file=name,
             )
             return None
-        size, modified_ns = signature(path)
-        digest = _hash([path, *companions(path)])
+        stamps = signature(path)
+        digest = content_hash(path)
     except FileNotFoundError:
         found.error(
             "missing-file",
@@ -76,44 +74,29 @@ def open_file(root: Path, name: str, role: str, found: Findings) -> Opened | Non
             file=name,
         )
         return None
-    facts = FileFacts(path=name, size=size, modified_ns=modified_ns, sha256=digest)
+    facts = FileFacts(path=name, stamps=stamps, sha256=digest)
     return _read(path, facts, found)
 
 
-def signature(path: Path) -> tuple[int, int]:
-    """Return the bytes of an image and its time of last change in ns, companions included.
+def signature(path: Path) -> tuple[tuple[int, int, int], ...]:
+    """Return size and times of an image file and its companions, see `FileFacts.stamps`.
 
     Raises:
         OSError: If the file cannot be looked at.
     """
-    stats = [file.stat() for file in (path, *companions(path))]
-    return sum(each.st_size for each in stats), max(each.st_mtime_ns for each in stats)
+    found = [file.stat() for file in (path, *companions(path))]
+    return tuple((each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found)
 
 
-def companions(path: Path) -> list[Path]:
-    """Return the files that belong to an image file: its voxels, or its spacing.
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of the bytes of an image file and its companions, one after another.
 
-    Those of `.hdr`/`.img` pairs, the voxel data that `.mhd` and `.nhdr` name, and the JSON beside
-    a TIFF; only files that are there.
+    Raises:
+        OSError: If one cannot be read.
     """
-    ending = path.suffix.lower()
-    names: list[str] = []
-    if ending in (".hdr", ".img"):
-        names = [path.stem + other for other in (".hdr", ".img", ".HDR", ".IMG")]
-    elif ending in (".mhd", ".nhdr") and path.is_file():
-        text = path.read_bytes()[:_LONGEST_HEADER].decode("latin-1")
-        names = [name.strip() for name in _DATA_FILE.findall(text)]
-    elif ending in (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg"):
-        names = [f"{path.stem}.json", f"{_CHANNEL.sub('', path.stem)}.json"]
-    found = [path.parent / name for name in dict.fromkeys(names) if name != path.name]
-    return [file for file in found if file.is_file() and file != path]
-
-
-def _hash(paths: list[Path]) -> str:
-    """Return the SHA-256 of the bytes of a file, or of several one after another."""
     digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
+    for each in (path, *companions(path)):
+        with each.open("rb") as file:
             while block := file.read(_HASHED_AT_ONCE):
                 digest.update(block)
     return digest.hexdigest()

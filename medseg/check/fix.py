@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.check.files import companions
 from medseg.check.grids import Turn, turn_onto
 from medseg.check.intensities import convert
-from medseg.check.segmentation import NotIntegers, as_integers
 from medseg.data.layouts.names import MANIFEST, TABLE_ENDINGS
-from medseg.errors import ConfigError, MedsegError
+from medseg.errors import ConfigError, DatasetError, MedsegError
 from medseg.io.colour import one_channel
+from medseg.io.companions import companions
 from medseg.io.image import Stored
+from medseg.io.integers import NotIntegers, as_integers
 from medseg.io.read import read_stored
 from medseg.io.write import write_image, write_segmentation
 from medseg.schema.base import FORMAT_VERSION, write_json
@@ -46,7 +48,17 @@ def require_empty(out: Path, spec: DatasetSpec) -> None:
         )
 
 
-def write_fixed(spec: DatasetSpec, report: CheckReport, out: Path) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """What became of the corrections."""
+
+    done: tuple[Problem, ...]
+    """Problems that the copy no longer has."""
+    failed: tuple[str, ...]
+    """Files that could not be corrected or copied after all, in words."""
+
+
+def write_fixed(spec: DatasetSpec, report: CheckReport, out: Path) -> Fixed:
     """Write a corrected copy of a dataset; the original is only read.
 
     Files keep their names. They are copies, not links: who edits one leaves the original alone.
@@ -58,7 +70,7 @@ def write_fixed(spec: DatasetSpec, report: CheckReport, out: Path) -> tuple[str,
         out: New or empty folder.
 
     Returns:
-        What could not be corrected after all, in words; those files are copied.
+        What was corrected, and what was not after all; those files are copied.
 
     Raises:
         ConfigError: If the folder holds something.
@@ -67,23 +79,43 @@ def write_fixed(spec: DatasetSpec, report: CheckReport, out: Path) -> tuple[str,
     root = Path(spec.source)
     names = _target_names(spec, root)
     out.mkdir(parents=True, exist_ok=True)
+    done: list[Problem] = []
     failed: list[str] = []
     for case, entry in spec.cases.items():
         problems = report.cases[case].problems if case in report.cases else ()
         for name in _files(entry):
             target, source = out / names[name], root / name
             fixable = [p for p in problems if p.file == name and p.fix is not None]
-            if target.exists() or not source.is_file():
-                continue
-            try:
-                if fixable:
-                    _correct(root, entry, name, fixable, target)
-                    continue
-            except (MedsegError, OSError) as error:
-                failed.append(f"{name}: not corrected ({error})")
-            _copy(source, target)
+            if target.exists():
+                treated = {(p.file, p.code) for p in done}
+                done += [p for p in fixable if (p.file, p.code) in treated]
+            elif source.is_file():
+                done += _put(root, entry, name, fixable, target, failed=failed)
     _describe(spec, names, out)
-    return tuple(failed)
+    return Fixed(done=tuple(done), failed=tuple(failed))
+
+
+def _put(
+    root: Path,
+    entry: CaseFiles,
+    name: str,
+    fixable: Sequence[Problem],
+    target: Path,
+    *,
+    failed: list[str],
+) -> Sequence[Problem]:
+    """Write one file of the copy, corrected or as it is; return the problems it is rid of."""
+    if fixable:
+        try:
+            _correct(root, entry, name, fixable, target)
+            return fixable
+        except (MedsegError, OSError) as error:
+            failed.append(f"{name}: not corrected ({error})")
+    try:
+        _copy_image(root / name, target)
+    except MedsegError as error:
+        failed.append(f"{name}: copied without its voxels ({error})")
+    return ()
 
 
 def _files(entry: CaseFiles) -> tuple[str, ...]:
@@ -107,14 +139,54 @@ def _target_names(spec: DatasetSpec, root: Path) -> dict[str, str]:
     return names
 
 
+def _copy_image(source: Path, target: Path) -> None:
+    """Copy an image with the files that belong to it, to the same places beside it.
+
+    Where the voxels do not lie below the folder of their header, the image is written anew.
+
+    Raises:
+        DatasetError: If it cannot be written anew.
+    """
+    parts = companions(source)
+    places = {path: _beside(path, source.parent, target.parent) for path in parts}
+    _copy(source, target)
+    is_whole = all(
+        place is not None and not (place.exists() and not cmp(path, place, shallow=False))
+        for path, place in places.items()
+    )
+    for path, place in places.items():
+        if is_whole and place is not None:
+            _copy(path, place)
+    here = target.parent
+    if not is_whole or any(_beside(path, here, here) is None for path in companions(target)):
+        _write_anew(source, target)
+
+
+def _beside(path: Path, old: Path, new: Path) -> Path | None:
+    """Return the place in one folder of a file below another; None where it is not below it."""
+    relative = os.path.relpath(path, old)
+    return None if relative.split(os.sep)[0] == os.pardir else new / relative
+
+
+def _write_anew(source: Path, target: Path) -> None:
+    try:
+        stored = read_stored(source)
+    except MedsegError:
+        return  # as it was: the report says what is wrong
+    if stored.array.ndim != 3:
+        raise DatasetError(
+            f"they lie in another folder, shape {stored.array.shape}; expected one value per voxel "
+            "to write them beside their header. Copy them by hand"
+        )
+    write_image(target, _intensities(stored), stored.header)
+
+
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file and what belongs to it, each whole or not at all."""
-    for path in (source, *companions(source)):
-        place = target.with_name(path.name) if path != source else target
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".{place.name}.part")
-        shutil.copyfile(path, part)
-        os.replace(part, place)
+    """Copy a file, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    os.replace(part, target)
 
 
 def _correct(

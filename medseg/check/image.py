@@ -19,6 +19,7 @@ from medseg.errors import DatasetError
 from medseg.geometry import Grid
 from medseg.io.colour import in_colours
 from medseg.io.image import Header, Stored
+from medseg.io.read import empty
 from medseg.schema.check import ChannelFacts, FileFacts
 
 _CT_LOWEST, _CT_HIGHEST = -3100.0, 32767.0
@@ -136,12 +137,6 @@ def volumes(stored: Stored) -> list[NDArray[Any]]:
     if stored.array.ndim == 3:
         return [stored.array]
     return [stored.array[..., number] for number in range(stored.array.shape[3])]
-
-
-def empty(shape: Sequence[int], *lead: int) -> NDArray[np.float32]:
-    """Return an array (*lead, I, J, K) whose memory runs along I first, as files do."""
-    axes = (*range(len(lead)), *(len(lead) + axis for axis in (2, 1, 0)))
-    return np.empty((*lead, *shape[::-1]), dtype=np.float32).transpose(axes)
 
 
 def _joined(pictures: Sequence[str]) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from medseg.check.files import Opened, check_storage, open_file, report_no_spacing
 from medseg.check.findings import Findings
 from medseg.check.grids import Difference, differences
-from medseg.check.segmentation import Integers, NotIntegers, as_integers
 from medseg.errors import DatasetError
 from medseg.geometry import Grid
 from medseg.io.colour import one_channel
 from medseg.io.image import Stored
+from medseg.io.integers import Integers, NotIntegers, as_integers
 from medseg.labels import LabelScheme
 from medseg.schema.check import FileFacts
 from medseg.values import value_counts
@@ -150,13 +150,19 @@ def _report_not_integers(name: str, wrong: NotIntegers, size: int, found: Findin
             "expected label values. Replace them, for instance by the background's value.",
             file=name,
         )
-    if wrong.num_voxels > wrong.num_nan + wrong.num_infinite:
+    if wrong.num_fractions:
         found.error(
             "not-integer",
-            f"{name}: {wrong.num_voxels - wrong.num_nan - wrong.num_infinite} of {size} voxels "
-            f"are no integers (for example {wrong.example:.6g}); expected label values. Is this "
-            "the image, or was the segmentation interpolated? Export it again with "
-            "nearest-neighbour interpolation.",
+            f"{name}: {wrong.num_fractions} of {size} voxels are no integers (for example "
+            f"{wrong.example:.6g}); expected label values. Is this the image, or was the "
+            "segmentation interpolated? Export it again with nearest-neighbour interpolation.",
+            file=name,
+        )
+    if wrong.num_beyond:
+        found.error(
+            "not-integer",
+            f"{name}: {wrong.num_beyond} of {size} voxels hold values beyond 32 bits (they reach "
+            f"from {wrong.low} to {wrong.high}); expected label values. Is this the image?",
             file=name,
         )
 

@@ -59,11 +59,11 @@ def check(
     from medseg.api import checking
     from medseg.report.check import format_check, format_fixed, num_errors
 
-    report, page = checking.check_with_page(
+    report, page, corrected = checking.check_with_page(
         dataset, fix=fix, workspace=settings.workspace, workers=workers, progress=True
     )
     typer.echo(format_check(report))
     typer.echo(f"\nPictures of all cases: {page}")
     if fix is not None:
-        typer.echo(format_fixed(report, str(fix)))
+        typer.echo(format_fixed(report, str(fix), corrected))
     return 1 if num_errors(report) else 0

@@ -146,7 +146,7 @@ def _file_problems(described: Described, spec: DatasetSpec) -> list[Problem]:
                 problem("missing-segmentation", "no segmentation in labelsTr", case=case)
             )
         elif not described.listing.has_file(files.segmentation):
-            text = f"{_missing(files.segmentation)} (segmentation)"
+            text = f"{_missing(described.root, files.segmentation)} (segmentation)"
             problems.append(problem("missing-file", text, case=case, file=files.segmentation))
     return problems
 
@@ -168,12 +168,16 @@ def _image_problems(
         if not described.listing.has_file(file):
             named = number < len(spec.channels)
             which = f"channel {number}, {spec.channels[number]}" if named else f"channel {number}"
-            text = f"{_missing(file)} ({which})"
+            text = f"{_missing(described.root, file)} ({which})"
             problems.append(problem("missing-file", text, case=case, file=file))
     return problems
 
 
-def _missing(file: str) -> str:
+def _missing(root: Path, file: str) -> str:
+    if (root / file).is_dir():
+        return f"{file} is a folder; expected an image file"
+    if (root / file).is_symlink():
+        return f"{file} is a link to a file that is missing"
     if "$" in file or file.startswith(("~", "%")):
         return f"{file} is missing: variables are not replaced, write the path itself"
     return f"{file} is missing"

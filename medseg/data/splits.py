@@ -16,8 +16,10 @@ from medseg.schema.base import Schema, read_json, write_json
 from medseg.schema.dataset import CaseFiles, DatasetSpec
 
 NUM_FOLDS = 5
-PROVIDED = ("splits_final.json", "splits.json")
-"""Split files that may lie in the dataset's folder."""
+_BINDING = "splits_final.json"
+"""Split file in the dataset's folder, as nnU-Net calls it: honoured, or refused with a reason."""
+PROVIDED = (_BINDING, "splits.json")
+"""Split files that may lie in the dataset's folder; any program may have left the second one."""
 SPLIT_FILE = "split.json"
 """File in a fold's folder: the split it was started with."""
 _SEED = 12345
@@ -84,12 +86,11 @@ def propose_splits(path: Path, spec: DatasetSpec) -> Settled:
             messages.append("the folds given for the cases replace those of splits.json")
     elif before is not None:
         splits = _kept_up(before, cases, str(path), messages)
-    elif (provided := _provided(spec, path)) is not None:
-        messages.append(f"splits are those of {provided}")
-        splits = _kept_up(read_splits(provided), cases, str(provided), messages)
+    elif (provided := _provided(spec, path, cases, messages)) is not None:
+        splits = provided
     elif len(_units(cases)) < 2:
-        text = f"{_counted(len(cases), 'case')} cannot be split; train the fold 'all'"
-        return Settled(splits=[], messages=(text,), is_changed=False)
+        messages.append(f"{_counted(len(cases), 'case')} cannot be split; train the fold 'all'")
+        return Settled(splits=[], messages=tuple(messages), is_changed=False)
     else:
         splits = make_splits(cases)
     messages += _leaks(splits, cases)
@@ -243,12 +244,35 @@ def _given_splits(cases: Cases) -> list[Split]:
     return _splits_of(folds, cases)
 
 
-def _provided(spec: DatasetSpec, path: Path) -> Path | None:
-    """Return a split file that came with the dataset."""
+def _provided(
+    spec: DatasetSpec, path: Path, cases: Cases, messages: list[str]
+) -> list[Split] | None:
+    """Return the splits of a file that came with the dataset; None where there is none.
+
+    Raises:
+        ConfigError: If a `splits_final.json` does not fit. A `splits.json` is passed over then.
+    """
     folders = [Path(spec.description).parent] if spec.description else []
     folders += [Path(spec.source)] if spec.source else []
-    candidates = (folder / name for folder in folders for name in PROVIDED)
-    return next((file for file in candidates if file != path and file.is_file()), None)
+    candidates = dict.fromkeys(folder / name for folder in folders for name in PROVIDED)
+    for file in candidates:
+        if file == path or not file.is_file():
+            continue
+        told = [f"splits are those of {file}"]
+        try:
+            splits = _kept_up(read_splits(file), cases, str(file), told)
+        except ConfigError as error:
+            if file.name == _BINDING:
+                raise
+            reason = " ".join(str(error).removeprefix(f"{file}: ").split())
+            messages.append(
+                f"{file} is passed over, it holds no splits of this dataset ({reason}); splits "
+                f"that must be used are called {_BINDING}"
+            )
+            continue
+        messages += told
+        return splits
+    return None
 
 
 def _kept_up(splits: list[Split], cases: Cases, where: str, messages: list[str]) -> list[Split]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -35,11 +36,19 @@ _ROUNDING = 1e-3
 _LARGE_BYTES = 1 << 24
 """Arrays from which on starting threads pays."""
 _PART_SECONDS = 3600
+_RENAMES = 5
+"""Attempts at moving an entry into place, while other processes move theirs."""
 _PART = 1 << 20
 """Voxels of a label map looked at together."""
 _MIN_LOCATIONS = 10_000
 _MIN_SHARE = 0.01
 _SEED = 1234
+
+_DAMAGE = (
+    OSError, EOFError, BadZipFile, RuntimeError, KeyError, ValueError, TypeError, AttributeError,
+    SyntaxError, OverflowError,
+)  # fmt: skip
+"""What reading damaged files of an entry ends with; blosc2 parses a header as Python."""
 
 ANNOTATED = -1
 """Key of the locations without the ignore label, in datasets that have one."""
@@ -52,7 +61,7 @@ class Entry:
     """One preprocessed case, opened for reading; arrays stay on disk until they are sliced."""
 
     image: Any
-    """(C, *spatial) float16 or float32: a blosc2 array, or a numpy array once loaded."""
+    """(C, *spatial) float16 or float32: on disk, or a numpy array once loaded."""
     segmentation: Any
     """(*spatial) label map."""
     outside: Any | None
@@ -73,7 +82,11 @@ class Entry:
         return sum(int(a.dtype.itemsize * np.prod(a.shape)) for a in arrays if a is not None)
 
     def loaded(self) -> Entry:
-        """Return the entry with its arrays in memory."""
+        """Return the entry with its arrays in memory.
+
+        Raises:
+            DatasetError: If they cannot be read.
+        """
         return Entry(
             image=self.image[...],
             segmentation=self.segmentation[...],
@@ -91,8 +104,8 @@ class CaseStore:
         self.folder = Path(folder)
 
     def has(self, key: str) -> bool:
-        """Return whether an entry is there, whole."""
-        return (self._path(key) / "entry.json").is_file()
+        """Return whether an entry is there, whole: every file as long as it was written."""
+        return _is_whole(self._path(key))
 
     def put(
         self,
@@ -106,6 +119,10 @@ class CaseStore:
         ignore_label: int | None = None,
     ) -> None:
         """Write one entry; it appears under its key only when it is whole.
+
+        An entry that is there and whole is kept, a damaged one replaced. Files are not flushed to
+        the disk one by one, which would take longer than writing a small entry; what a power cut
+        leaves too short does not fit the sizes in `entry.json`, and is made again.
 
         Args:
             key: Hash of everything the entry was made from.
@@ -126,7 +143,8 @@ class CaseStore:
                 _write_array(part / "outside.b2nd", outside, chunk)
             locations = sample_locations(segmentation, ignore_label)
             _write_locations(part / "locations.npz", locations, segmentation.shape)
-            entry = {"format_version": FORMAT_VERSION, **record.to_json()}
+            sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
+            entry = {"format_version": FORMAT_VERSION, **record.to_json(), "files": sizes}
             (part / "entry.json").write_text(format_json(entry), encoding="utf-8")
             part.chmod(0o755)
             _rename_once(part, target)
@@ -144,27 +162,24 @@ class CaseStore:
         """Open an entry for reading.
 
         Raises:
-            DatasetError: If it is not there or not readable.
+            DatasetError: If it is not there, not whole or not readable.
         """
         path = self._path(key)
         try:
-            segmentation = _open_array(path / "segmentation.b2nd")
-            locations = _read_locations(path / "locations.npz", segmentation.shape)
-            outside = path / "outside.b2nd"
-            record = {**read_json(path / "entry.json")}
-            record.pop("format_version")
+            values = {**read_json(path / "entry.json")}
+            _require_sizes(path, values.pop("files", {}))
+            values.pop("format_version")
+            record = SpatialRecord.from_json(values)
+            shape, outside = tuple(record.shape_network), path / "outside.b2nd"
             return Entry(
-                image=_open_array(path / "image.b2nd"),
-                segmentation=segmentation,
-                outside=_open_array(outside) if outside.exists() else None,
-                locations=locations,
-                record=SpatialRecord.from_json(record),
+                image=_StoredArray(path / "image.b2nd", shape),
+                segmentation=_StoredArray(path / "segmentation.b2nd", shape),
+                outside=_StoredArray(outside, shape) if outside.exists() else None,
+                locations=_read_locations(path / "locations.npz", shape),
+                record=record,
             )
-        except (OSError, EOFError, BadZipFile, RuntimeError, KeyError, ValueError) as error:
-            raise DatasetError(
-                f"{path}: preprocessed case cannot be read ({error}). "
-                "Delete this folder and run 'medseg preprocess' again."
-            ) from error
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from error
 
     def write_index(self, name: str, keys: Mapping[str, str], made_with: str) -> None:
         """Write case id -> key for one configuration (name: PLANS__CONFIG).
@@ -344,8 +359,39 @@ def _chunk(size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(fitting)
 
 
-def _open_array(path: Path) -> Any:
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+class _StoredArray:
+    """An array on disk that is read where it is sliced."""
+
+    __slots__ = ("_array", "_path", "dtype", "ndim", "shape")
+
+    def __init__(self, path: Path, spatial: tuple[int, ...]) -> None:
+        """Open the file of an array with these last axes."""
+        self._path = path
+        self._array: Any = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        self.shape: tuple[int, ...] = tuple(self._array.shape)
+        self.dtype: np.dtype[Any] = self._array.dtype
+        self.ndim = len(self.shape)
+        if self.shape[-len(spatial) :] != spatial:
+            raise ValueError(f"{path.name} is of shape {self.shape}, entry.json says {spatial}")
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return a part of the array, in memory.
+
+        Raises:
+            DatasetError: If the file is damaged.
+        """
+        try:
+            part: NDArray[Any] = self._array[index]
+        except _DAMAGE as error:
+            raise _unreadable(self._path.parent, f"{self._path.name}: {error}") from error
+        return part
+
+
+def _unreadable(path: Path, reason: object) -> DatasetError:
+    return DatasetError(
+        f"{path}: preprocessed case cannot be read ({reason}). "
+        "Delete this folder and run 'medseg preprocess' again."
+    )
 
 
 def _write_locations(
@@ -369,11 +415,39 @@ def _read_locations(path: Path, shape: tuple[int, ...]) -> dict[int, NDArray[np.
     }
 
 
-def _rename_once(part: Path, target: Path) -> None:
-    """Move a whole entry into place; one that another process finished first is kept."""
+def _is_whole(path: Path) -> bool:
+    """Return whether the folder of an entry holds its files, each of its size."""
     try:
-        os.rename(part, target)
-    except OSError:
-        if not (target / "entry.json").is_file():
-            raise
-        shutil.rmtree(part, ignore_errors=True)
+        _require_sizes(path, read_json(path / "entry.json")["files"])
+    except _DAMAGE:
+        return False
+    return True
+
+
+def _require_sizes(path: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse an entry whose files are not as long as they were written."""
+    for name, expected in sizes.items():
+        found = os.stat(path / name).st_size
+        if found != expected:
+            raise ValueError(f"{name} has {found} bytes, {expected} were written")
+
+
+def _rename_once(part: Path, target: Path) -> None:
+    """Move a whole entry into place; one that another process finished first is kept.
+
+    What lies there and is not whole makes way, under a name that `sweep` knows.
+    """
+    for attempt in range(_RENAMES):
+        try:
+            os.rename(part, target)
+            return
+        except OSError:
+            if _is_whole(target):
+                shutil.rmtree(part, ignore_errors=True)
+                return
+            if attempt == _RENAMES - 1 or not target.exists():
+                raise
+        aside = part.with_name(f"{part.stem}.damaged{attempt}.part")
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(target, aside)
+        shutil.rmtree(aside, ignore_errors=True)

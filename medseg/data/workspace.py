@@ -118,16 +118,17 @@ class Workspace:
             kept in the workspace; None where DATASET is a name whose description was read before.
 
         Raises:
-            DatasetError: If nothing fits, or more than one does.
+            DatasetError: If nothing fits, or more than one does: a name in the workspace that is
+                also the path of other data is refused.
         """
         text, path = str(dataset), Path(dataset)
         known = self._known()
         if text in known:
-            return self._named(text)
+            return self._named(text, path)
         if text.isdigit():
             fitting = [name for name in known if _number(name) == int(text)]
             if len(fitting) == 1:
-                return self._named(fitting[0])
+                return self._named(fitting[0], path)
             if fitting:
                 raise DatasetError(
                     f"dataset number {text} fits {', '.join(fitting)}; give the name instead."
@@ -141,8 +142,16 @@ class Workspace:
             "Give the path of the raw data once: medseg plan-and-preprocess PATH."
         )
 
-    def _named(self, name: str) -> tuple[DatasetFolder, Path | None]:
+    def _named(self, name: str, path: Path) -> tuple[DatasetFolder, Path | None]:
+        """Return a dataset by its name, unless what was given is the path of other data too."""
         folder = DatasetFolder(self.root / "datasets" / name)
+        if path.exists() and not _belongs(path, folder):
+            raise DatasetError(
+                f"{str(path)!r} is the dataset {name!r} in the workspace {self.root}, read from "
+                f"{_origin(folder)}, and it is {path.resolve()} too. For the one in the workspace, "
+                "run the command in another folder; for the other, rename it or use another "
+                "--workspace."
+            )
         return folder, folder.manifest_path if folder.manifest_path.is_file() else None
 
     def _at(self, path: Path) -> tuple[DatasetFolder, Path]:
@@ -171,6 +180,21 @@ class Workspace:
             for path in sorted(folder.iterdir())
             if (path / "dataset.json").is_file() or (path / MANIFEST).is_file()
         }
+
+
+def _belongs(path: Path, folder: DatasetFolder) -> bool:
+    """Return whether a path is what a known dataset was read from, or its folder here."""
+    if path.resolve() == folder.path.resolve() or _describes(folder.manifest_path, path):
+        return True
+    return folder.spec_path.is_file() and _is_same(folder.spec(), path.resolve())
+
+
+def _origin(folder: DatasetFolder) -> str:
+    """Return where a known dataset was read from."""
+    if not folder.spec_path.is_file():
+        return str(folder.manifest_path)
+    spec = folder.spec()
+    return spec.description or spec.source
 
 
 def _is_same(spec: DatasetSpec, path: Path) -> bool:

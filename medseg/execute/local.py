@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from medseg.errors import MedsegError
 from medseg.execute.resources import free_memory_bytes, num_cpus
@@ -88,14 +88,16 @@ def _map_pool(
 ) -> Iterator[Outcome[T]]:
     """Map in processes; the items with the largest need come first, as memory allows."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(function,)
+    )
     waiting = deque(sorted(items, key=lambda item: -needs.get(item, 0)))
     running: dict[Future[Outcome[T]], str] = {}
     budget = free_memory_bytes() * _MEMORY_SHARE - workers * _WORKER_BYTES
     try:
         while waiting or running:
             for item in _startable(waiting, running.values(), workers, needs, budget):
-                running[pool.submit(_call, function, item)] = item
+                running[pool.submit(_run, item)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield _outcome(future, running.pop(future))
     finally:
@@ -133,8 +135,17 @@ def _outcome(future: Future[Outcome[T]], item: str) -> Outcome[T]:
         ) from None
 
 
-def _one_thread() -> None:
-    """Keep the numeric libraries of a worker to one thread."""
+_functions: list[Callable[[str], Any]] = []
+"""In a worker: the function it was started for, which may be large and is sent once."""
+
+
+def _start(function: Callable[[str], Any]) -> None:
+    """Prepare a worker: its function, and one thread for the numeric libraries."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
+    _functions.append(function)
+
+
+def _run(item: str) -> Outcome[Any]:
+    return _call(_functions[0], item)

@@ -15,11 +15,12 @@ _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.u
 def num_cpus() -> int:
     """Return the number of processors this process may run on.
 
-    Affinity and the processor quota of the cgroup count, not the processors of the machine.
+    Affinity and the smallest processor quota of the process's cgroups and their parents count,
+    not the processors of the machine.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _cpu_quota(_CGROUP)
-    return max(1, min(allowed or 1, quota or allowed or 1))
+    quotas = [quota for quota in map(_cpu_quota, _groups("cpu")) if quota is not None]
+    return max(1, min([allowed or 1, *quotas]))
 
 
 def free_memory_bytes() -> int:
@@ -28,7 +29,7 @@ def free_memory_bytes() -> int:
     The smaller of what is available on the machine and what the limits of the process's cgroups
     leave; pages of files that the system can drop count as free.
     """
-    limits = [_available(Path("/proc/meminfo")), *map(_left_in_group, _groups())]
+    limits = [_available(Path("/proc/meminfo")), *map(_left_in_group, _groups("memory"))]
     known = [limit for limit in limits if limit is not None]
     return max(0, min(known)) if known else _UNKNOWN_BYTES
 
@@ -40,15 +41,22 @@ def _available(path: Path) -> int | None:
     return int(amount[0]) * 1024 if amount and amount[0].isdigit() else None
 
 
-def _groups() -> list[Path]:
-    """Return the folders of the process's cgroup and its parents, of either version."""
-    folders = [_CGROUP, _CGROUP / "memory"]
+def _groups(controller: str) -> list[Path]:
+    """Return the folders of the process's cgroup and its parents, of either version.
+
+    In version 1 each controller, "memory" or "cpu", has a tree of its own; controllers that are
+    mounted together ("cpu,cpuacct") have one, which lies under that name too.
+    """
+    folders = [_CGROUP, _CGROUP / controller]
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        root = _CGROUP / "memory" if "memory" in controllers.split(",") else _CGROUP
-        if controllers == "" or "memory" in controllers.split(","):
-            folder = root / path.lstrip("/")
-            folders += [folder, *(p for p in folder.parents if root in p.parents)]
+        is_first = controller in controllers.split(",")
+        if not is_first and controllers != "":
+            continue
+        for root in dict.fromkeys((controller, controllers) if is_first else ("",)):
+            top = _CGROUP / root
+            folder = top / path.lstrip("/")
+            folders += [folder, *(p for p in folder.parents if top in (p, *p.parents))]
     return list(dict.fromkeys(folders))
 
 
@@ -69,7 +77,8 @@ def _droppable(path: Path) -> int:
 
 def _cpu_quota(folder: Path) -> int | None:
     """Return the whole processors a cgroup may use, at least 1, or None without a quota."""
-    amount = _read(folder / "cpu.max").split()
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    amount = _read(folder / "cpu.max").split() or [_read(folder / name).strip() for name in names]
     if len(amount) != 2 or not (amount[0].isdigit() and amount[1].isdigit()):
         return None
     return max(1, int(amount[0]) // max(1, int(amount[1])))

@@ -22,13 +22,13 @@ from medseg.io.image import (
     Stored,
     split_ending,
 )
+from medseg.io.integers import NotIntegers, as_integers, smallest_type
 
 __all__ = [
-    "ENDINGS", "read_channels", "read_image", "read_segmentation", "read_stored", "split_ending"
+    "ENDINGS", "empty", "read_channels", "read_image", "read_segmentation", "read_stored",
+    "split_ending",
 ]  # fmt: skip
 
-_INTEGER_TOLERANCE = 1e-4
-_LABELS = (-(2**31), 2**32 - 1)
 _SLAB_VOXELS = 2**20
 """Voxels scaled at a time, in double precision."""
 
@@ -66,7 +66,7 @@ def image_of(stored: Stored, origin: str) -> Image:
     stored = in_colours(stored, origin)
     if stored.array.ndim != 3:
         raise _several_values(stored, origin)
-    out = _empty(grid.shape)
+    out = empty(grid.shape)
     _scale_into(out, stored.array, stored)
     _check_finite(out, stored, origin)
     return Image(array=out, grid=grid, header=stored.header)
@@ -90,7 +90,7 @@ def read_channels(paths: Sequence[str | Path]) -> Image:
         raise DatasetError("got no image files; expected one per channel")
     stored = in_colours(_load(Path(paths[0])), str(paths[0]))
     grid, header = _grid(stored, str(paths[0])), stored.header
-    out, filled = _empty(grid.shape, _num_channels(stored) + len(paths) - 1), 0
+    out, filled = empty(grid.shape, _num_channels(stored) + len(paths) - 1), 0
     for number, path in enumerate(paths):
         if number:
             del stored  # so that two files are never held at once
@@ -121,55 +121,27 @@ def read_segmentation(path: str | Path) -> Image:
             f"{path}: is a JPEG file, which changes the values at edges; expected a label map as "
             "it was drawn. Export it again as PNG."
         )
-    if stored.array.dtype.kind == "f" or (stored.slope, stored.inter) != (1.0, 0.0):
-        return Image(array=_rounded(stored, str(path)), grid=grid, header=stored.header)
-    dtype = stored.array.dtype
-    if dtype != np.uint8:
-        dtype = _smallest_type(int(stored.array.min()), int(stored.array.max()), str(path))
-    return Image(array=stored.array.astype(dtype, copy=False), grid=grid, header=stored.header)
+    labels = as_integers(stored)
+    if isinstance(labels, NotIntegers):
+        raise _no_labels(labels, stored.array.size, str(path))
+    if labels.dtype != np.uint8:
+        kind = smallest_type(int(labels.min()), int(labels.max()))
+        labels = labels.astype(kind, copy=False)
+    return Image(array=labels, grid=grid, header=stored.header)
 
 
-def _smallest_type(smallest: int, largest: int, path: str) -> np.dtype[Any]:
-    """Return the smallest integer type for label values of a range."""
-    if smallest < _LABELS[0] or largest > (_LABELS[1] if smallest >= 0 else -_LABELS[0] - 1):
-        raise DatasetError(
-            f"{path}: holds values from {smallest} to {largest}; expected label values of 32 bits. "
-            "Is this the image? Give the label map."
-        )
-    if smallest >= 0:
-        return np.min_scalar_type(largest)
-    return next(
-        np.dtype(kind)
-        for kind in (np.int8, np.int16, np.int32)
-        if np.iinfo(kind).min <= smallest and largest <= np.iinfo(kind).max
-    )
-
-
-def _rounded(stored: Stored, path: str) -> NDArray[Any]:
-    """Return scaled or real values as integers, or say which are none."""
-    ranges, wrong, example = [], 0, 0.0
-    for rows in _slabs(stored.array):
-        values = stored.array[rows] * np.float64(stored.slope) + stored.inter
-        rounded = np.rint(values)
-        with np.errstate(invalid="ignore"):
-            bad = ~(np.abs(values - rounded) <= _INTEGER_TOLERANCE)
-        if bad.any():
-            example = example if wrong else float(values[bad][0])
-            wrong += int(np.count_nonzero(bad))
-        else:
-            ranges += [rounded.min(), rounded.max()]
-    if wrong:
-        raise DatasetError(
-            f"{path}: {wrong} of {stored.array.size} voxels are no integers (for example "
-            f"{example:.6g}); expected label values. Is this the image, or was the "
+def _no_labels(wrong: NotIntegers, size: int, path: str) -> DatasetError:
+    """Return the error for values that are no labels."""
+    if wrong.num_voxels > wrong.num_beyond:
+        return DatasetError(
+            f"{path}: {wrong.num_voxels - wrong.num_beyond} of {size} voxels are no integers (for "
+            f"example {wrong.example:.6g}); expected label values. Is this the image, or was the "
             "segmentation interpolated? Export it again with nearest-neighbour interpolation."
         )
-    out = np.empty_like(
-        stored.array, dtype=_smallest_type(int(min(ranges)), int(max(ranges)), path)
+    return DatasetError(
+        f"{path}: holds values from {wrong.low} to {wrong.high}; expected label values of 32 bits. "
+        "Is this the image? Give the label map."
     )
-    for rows in _slabs(stored.array):
-        out[rows] = np.rint(stored.array[rows] * np.float64(stored.slope) + stored.inter)
-    return out
 
 
 def _slabs(array: NDArray[Any]) -> Iterator[tuple[slice, slice, slice]]:
@@ -285,12 +257,12 @@ def _with_room(out: NDArray[np.float32], filled: int, num_channels: int) -> NDAr
     if len(out) == num_channels:
         return out
     i, j, k = out.shape[1:]
-    larger = _empty((i, j, k), num_channels)
+    larger = empty((i, j, k), num_channels)
     larger[:filled] = out[:filled]
     return larger
 
 
-def _empty(shape: tuple[int, ...], *lead: int) -> NDArray[np.float32]:
+def empty(shape: Sequence[int], *lead: int) -> NDArray[np.float32]:
     """Return an array (*lead, I, J, K) whose memory runs along I first, as files do."""
     axes = (*range(len(lead)), *(len(lead) + axis for axis in (2, 1, 0)))
     return np.empty((*lead, *shape[::-1]), dtype=np.float32).transpose(axes)

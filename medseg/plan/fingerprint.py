@@ -59,7 +59,7 @@ def samples_per_case(num_cases: int) -> int:
         >>> samples_per_case(200)
         500000
     """
-    return NUM_SAMPLES // num_cases
+    return NUM_SAMPLES // max(1, num_cases)
 
 
 def case_fingerprint(

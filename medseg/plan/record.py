@@ -30,6 +30,8 @@ class Drawn:
     """Voxels that were asked for from each channel."""
     is_exact: bool
     """Whether no values were merged."""
+    content: str = ""
+    """Hash of the files they were drawn from."""
 
     def statistics(self, facts: CaseFacts) -> CaseStatistics | None:
         """Return what the case contributes to the fingerprint, None if it cannot be used."""
@@ -73,6 +75,7 @@ def write_draws(path: Path, cases: Mapping[str, Drawn]) -> None:
         case=np.array(list(cases), dtype=np.str_),
         num_samples=np.array([drawn.num_samples for drawn in cases.values()], dtype=np.int64),
         is_exact=np.array([drawn.is_exact for drawn in cases.values()], dtype=np.bool_),
+        content=np.array([drawn.content for drawn in cases.values()], dtype=np.str_),
         channels=np.array([len(drawn.samples) for drawn in cases.values()], dtype=np.int64),
         length=np.array([len(table.values) for table in tables], dtype=np.int64),
         values=np.concatenate([table.values for table in tables] or nothing),
@@ -101,6 +104,7 @@ def _unpacked(stored: Mapping[str, npt.NDArray[Any]]) -> dict[str, Drawn]:
             samples=tuple(tables[first:last]),
             num_samples=int(stored["num_samples"][number]),
             is_exact=bool(stored["is_exact"][number]),
+            content=str(stored["content"][number]),
         )
         first = last
     return found

@@ -85,11 +85,15 @@ def format_check(report: CheckReport) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def format_fixed(report: CheckReport, folder: str) -> str:
-    """Return what a corrected copy differs in, and what it still has, at most 80 columns wide."""
-    problems = all_problems(report)
-    done = [problem for problem in problems if problem.fix is not None]
-    left = [problem for problem in problems if problem.fix is None]
+def format_fixed(report: CheckReport, folder: str, done: Sequence[Problem]) -> str:
+    """Return what a corrected copy differs in, and what it still has, at most 80 columns wide.
+
+    Args:
+        report: What was found in the original.
+        folder: The copy.
+        done: Problems of the report that were corrected.
+    """
+    left = [problem for problem in all_problems(report) if problem not in done]
     lines = wrap(f"Corrected copy: {folder} ({_count(len(done), 'problem')} corrected).")
     lines += [
         line

@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.check.segmentation import NotIntegers, as_integers
 from medseg.data.case import case_paths
 from medseg.errors import MedsegError
 from medseg.geometry import Grid, canonical_axes, reorient
 from medseg.io.colour import in_colours, one_channel
 from medseg.io.image import Stored
+from medseg.io.integers import NotIntegers, as_integers
 from medseg.io.read import read_stored
 from medseg.report.palette import COLOURS
 from medseg.report.planes import PLANES, Plane, Voxel, centre_of_largest
 from medseg.schema.dataset import DatasetSpec
-from medseg.values import distinct_values
+from medseg.values import distinct_values, places_in, values_at
 
 SIZE = 132
 """Length of the longest side of a plane, in pixels."""
 _GAP = 3
 _LATTICE = 96
 _BACKDROP = 18
+_MAX_STRUCTURES = 250
 
 Pixels = NDArray[np.uint8]
 """(rows, columns, 3) red, green, blue; row 0 is the top."""
@@ -145,9 +146,10 @@ def _indexed(labels: NDArray[Any] | None, values: list[int]) -> NDArray[np.uint8
     background = [v for v in found if v not in values][:1] if 0 not in found else [0]
     order = [v for v in values if v in found]
     order += [v for v in found if v not in values and v not in background]
-    indices = np.zeros_like(labels, dtype=np.uint8)
-    for number, value in enumerate(order[:250], start=1):
-        indices[labels == value] = number
+    numbers = {value: number for number, value in enumerate(order[:_MAX_STRUCTURES], start=1)}
+    table = np.array([numbers.get(value, 0) for value in found], dtype=np.uint8)
+    places = places_in(found, labels, np.min_scalar_type(len(found)))
+    indices: NDArray[np.uint8] = values_at(table, places)
     return indices
 
 

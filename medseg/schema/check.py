@@ -32,10 +32,10 @@ class FileFacts(Schema):
 
     path: str
     """Relative to the dataset's folder, or absolute."""
-    size: int
-    """Bytes, of the files that belong to it too (voxels of a `.mhd`, spacing of a TIFF)."""
-    modified_ns: int
-    """Time of the last change of any of them, in nanoseconds."""
+    stamps: tuple[tuple[int, int, int], ...]
+    """Bytes, time of last change and time of the entry's last change (ns): of the file, then of
+    those that belong to it (voxels of a `.mhd`, spacing of a TIFF). The last of them tells a file
+    that was exchanged for one of the same size and an older time."""
     sha256: str
     """Hash of the bytes of all of them."""
     dtype: str = ""

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from medseg.errors import ConfigError, PlanError, near_names
+from medseg.errors import PlanError, near_names
 from medseg.schema.base import FORMAT_VERSION, Schema, read, write
 from medseg.schema.fingerprint import IntensityStatistics
 
 Normalization = Literal["zscore", "ct", "quantitative", "none", "rescale_0_1", "rgb_0_1"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _as_many(values: Any, info: ValidationInfo, other: str, *, fewer: int = 0) -> None:
+    """Raise ValueError unless there are as many entries as in another field (or some fewer)."""
+    expected = len(info.data[other]) - fewer if other in info.data else len(values)
+    if len(values) != expected:
+        entries = "entry" if len(values) == 1 else "entries"
+        wanted = f"{expected}, one fewer" if fewer else "as many"
+        raise ValueError(
+            f"it has {len(values)} {entries}, {other} has {len(info.data[other])}; "
+            f"expected {wanted}"
+        )
 
 
 class LeftRight(Schema):
@@ -31,28 +54,39 @@ class Architecture(Schema):
 
     kind: Literal["plain_unet", "residual_unet"]
     """`plain_unet`: convolution blocks; `residual_unet`: residual encoder, plain decoder."""
-    features: tuple[int, ...]
+    features: tuple[Count, ...]
     """Feature channels of each stage, full resolution first; its length is the number of stages."""
-    kernel_sizes: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[Count, ...], ...]
     """Kernel size of each stage and axis."""
-    strides: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[Count, ...], ...]
     """Stride of each stage's first convolution and axis; the first entry is all ones."""
-    blocks_encoder: tuple[int, ...]
+    blocks_encoder: tuple[Count, ...]
     """Convolutions (plain) or residual blocks (residual) of each encoder stage."""
-    blocks_decoder: tuple[int, ...]
+    blocks_decoder: tuple[Count, ...]
     """Convolutions of each decoder stage, full resolution first; one entry fewer than stages."""
+
+    @property
+    def num_axes(self) -> set[int]:
+        """Return for how many axes kernels and strides are; one number unless they disagree."""
+        return {len(entry) for entry in (*self.kernel_sizes, *self.strides)}
+
+    @field_validator("kernel_sizes", "strides", "blocks_encoder", "blocks_decoder")
+    @classmethod
+    def _fits_the_stages(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        _as_many(values, info, "features", fewer=info.field_name == "blocks_decoder")
+        return values
 
 
 class Configuration(Schema):
     """One network and the preprocessing it needs."""
 
-    patch_size: tuple[int, ...]
+    patch_size: tuple[Count, ...] = Field(min_length=2, max_length=3)
     """Training patch and inference tile in voxels; its length is the dimension, 2 or 3."""
     batch_size: int = Field(ge=1)
     """Patches per optimiser step."""
-    spacing: tuple[float, ...]
+    spacing: tuple[Positive, ...]
     """Target voxel size in mm; two entries for a 2D configuration (slices are not resampled)."""
-    median_shape: tuple[float, ...]
+    median_shape: tuple[Positive, ...]
     """Median image shape at the target spacing, in voxels."""
     normalization: tuple[Normalization, ...]
     """Intensity normalisation of each channel."""
@@ -69,6 +103,49 @@ class Configuration(Schema):
     def num_dimensions(self) -> int:
         """Return 2 or 3."""
         return len(self.patch_size)
+
+    @field_validator("spacing", "median_shape")
+    @classmethod
+    def _fits_the_patch(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        _as_many(values, info, "patch_size")
+        return values
+
+    @field_validator("use_mask_for_norm")
+    @classmethod
+    def _fits_the_channels(cls, values: tuple[bool, ...], info: ValidationInfo) -> tuple[bool, ...]:
+        _as_many(values, info, "normalization")
+        return values
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_for_the_axes(cls, value: Architecture, info: ValidationInfo) -> Architecture:
+        axes = len(info.data.get("patch_size", ()))
+        if axes and value.num_axes != {axes}:
+            found = " and ".join(map(str, sorted(value.num_axes)))
+            raise ValueError(
+                f"kernel_sizes and strides are for {found} axes, patch_size has {axes} entries; "
+                "expected as many everywhere"
+            )
+        return value
+
+
+def _is_resolved(values: Any) -> Any:
+    if isinstance(values, dict) and "inherits_from" in values:
+        raise ValueError(
+            f"it inherits from {values['inherits_from']!r}, which is missing, no configuration, or "
+            "inherits from it; expected the name of another configuration"
+        )
+    return values
+
+
+def _fits_the_intensity(value: Configuration, info: ValidationInfo) -> Configuration:
+    schemes, channels = len(value.normalization), len(info.data.get("intensity", ()))
+    if "intensity" in info.data and schemes != channels:
+        raise ValueError(
+            f"normalization has {schemes} entr{'y' if schemes == 1 else 'ies'}, intensity "
+            f"{channels}; expected one for each channel"
+        )
+    return value
 
 
 class Plans(Schema):
@@ -88,6 +165,8 @@ class Plans(Schema):
     """GPU memory that was asked for, in GB; None: the preset's."""
     asked_target_spacing: tuple[float, float, float] | None = None
     """Voxel size that was asked for, in mm, canonical axes (I, J, K); None: the planner's."""
+    taken_from: str | None = None
+    """Data set and plans of the model they were taken over from; None: the planner made them."""
     network_axes: tuple[int, int, int]
     """Network axis d is canonical axis `network_axes[d]`."""
     original_median_spacing: tuple[float, float, float]
@@ -96,7 +175,12 @@ class Plans(Schema):
     """Median shape of the cropped raw images in voxels, network order."""
     intensity: tuple[IntensityStatistics, ...]
     """Foreground intensity statistics of each channel (`ct` and `quantitative` use them)."""
-    configurations: dict[str, Configuration]
+    configurations: dict[
+        str,
+        Annotated[
+            Configuration, BeforeValidator(_is_resolved), AfterValidator(_fits_the_intensity)
+        ],
+    ] = Field(min_length=1)
     """Configuration name -> configuration."""
     inherits: dict[str, str] = Field(default_factory=dict)
     """Configuration -> the one it is written after; in the file, its `inherits_from`."""
@@ -126,18 +210,17 @@ class Plans(Schema):
         if not isinstance(values, dict) or not isinstance(values.get("configurations"), dict):
             return values
         entries = values["configurations"]
+        resolved = {name: _resolved(entries, name) for name in entries}
         written = {
             name: entry["inherits_from"]
             for name, entry in entries.items()
             if isinstance(entry, dict) and "inherits_from" in entry
+            if "inherits_from" not in resolved[name]
         }
-        if not written:
-            return values
-        return {
-            **values,
-            "configurations": {name: _resolved(entries, name) for name in entries},
-            "inherits": {**values.get("inherits", {}), **written},
-        }
+        inherits = values.get("inherits", {})
+        if isinstance(inherits, dict) and written:
+            inherits = {**inherits, **written}
+        return {**values, "configurations": resolved, "inherits": inherits}
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -162,7 +245,7 @@ def read_plans(path: Path) -> Plans:
     """Read a plans file.
 
     Raises:
-        ConfigError: If the file is missing, does not fit, or inherits in a circle.
+        ConfigError: With every problem: the file is missing, does not fit, or inherits in a circle.
     """
     return read(Plans, path)
 
@@ -173,14 +256,13 @@ def write_plans(path: Path, plans: Plans) -> None:
 
 
 def _resolved(entries: dict[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:
-    entry = entries.get(name)
+    """Return a configuration with all its keys; `inherits_from` stays if it leads nowhere."""
+    entry = entries[name]
     if not isinstance(entry, dict) or "inherits_from" not in entry:
         return entry
     parent = entry["inherits_from"]
-    if parent in (*seen, name) or parent not in entries:
-        raise ConfigError(
-            f"configuration {name!r} inherits from {parent!r}, which is missing or "
-            f"inherits from it; expected one of: {', '.join(sorted(set(entries) - {name}))}."
-        )
+    is_there = isinstance(parent, str) and isinstance(entries.get(parent), dict)
+    if not is_there or parent in (*seen, name):
+        return entry
     own = {key: value for key, value in entry.items() if key != "inherits_from"}
     return {**_resolved(entries, parent, (*seen, name)), **own}

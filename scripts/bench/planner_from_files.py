@@ -9,7 +9,11 @@ oblique. nnU-Net reads with its NibabelIOWithReorient, whose frame is medseg's: 
 K, J, I. Compared are the intensity statistics, axis order, and all configurations of all planners;
 numbers agree to 1e-5 relatively (headers hold voxel sizes in single precision).
 
-Prints each difference, then `equal N of M`. Exit status 0 if all are.
+As in planner_parity.py, channel names are read as nnU-Net reads them; medseg's own rule for
+parameter maps, which every command uses, plans too and may differ in the normalisation of those.
+
+Prints each difference, what the own rule changes, then `equal N of M`. Exit status 0 if all are and
+the own rule changes nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +29,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from planner_parity import PRESETS, as_reference, differences, planned_by_peer
+from planner_parity import (
+    PRESETS,
+    as_reference,
+    by_own_rule,
+    differences,
+    own_rule_in_words,
+    planned_by_peer,
+)
 
 from medseg.api import prepare
 from medseg.data.dataset import read_dataset
@@ -128,18 +139,27 @@ def job(spec: DatasetSpec) -> dict[str, Any]:
     return {"dataset": dataset, "files": True, "planners": list(PRESETS)}
 
 
-def plan_here(raw: Path, workspace: Path) -> dict[str, Plans]:
-    """Return planner -> plans, from the files."""
+def plan_here(raw: Path, workspace: Path) -> dict[bool, dict[str, Plans]]:
+    """Return whether by the own rule for parameter maps -> planner -> plans, from the files."""
     measured = prepare.fingerprint(raw, workspace=workspace)
     spec = Workspace(workspace).find(raw)[0].spec()
     return {
-        planner: make_plans(measured, spec, name=preset, quantitative=False)
-        for planner, preset in PRESETS.items()
+        own: {
+            planner: make_plans(measured, spec, name=preset, quantitative=own)
+            for planner, preset in PRESETS.items()
+        }
+        for own in (False, True)
     }
 
 
-def compare(expected: dict[str, Any], plans: Plans) -> Iterator[str]:
-    """Yield every difference between nnU-Net's plans and ours."""
+def compare(expected: dict[str, dict[str, Any]], plans: dict[str, Plans]) -> Iterator[str]:
+    """Yield every difference between nnU-Net's plans and ours, of all planners."""
+    for planner, reference in expected.items():
+        for difference in _compare(reference, plans[planner]):
+            yield f"{planner}: {difference}"
+
+
+def _compare(expected: dict[str, Any], plans: Plans) -> Iterator[str]:
     found = as_reference(plans)
     found["intensity"] = [item.model_dump() for item in plans.intensity]
     yield from differences(expected, found, tolerance=TOLERANCE)
@@ -163,21 +183,26 @@ def main(arguments: list[str]) -> int:
         jobs = [job(read_dataset(source)) for source in sources]
         theirs = planned_by_peer(jobs, options.peer_python)
         print(f"{middle - start:.1f} s here, {time.perf_counter() - middle:.1f} s with nnU-Net")
-    num_equal = 0
+    num_equal, num_others = 0, 0
+    changed = []
     for source, plans, result in zip(sources, ours, theirs, strict=True):
-        lines = [
-            f"{source.name}: {planner}: {difference}"
-            for planner, expected in result["plans"].items()
-            for difference in compare(expected, plans[planner])
-        ]
-        shown = plans["ExperimentPlanner"]
+        lines = list(compare(result["plans"], plans[False]))
+        channels = read_dataset(source).channels
+        maps, others = by_own_rule(compare(result["plans"], plans[True]), channels)
+        others = [line for line in others if line not in lines]
+        shown = plans[False]["ExperimentPlanner"]
         print(
             f"{source.name}: network axes {shown.network_axes}, {', '.join(shown.configurations)}"
         )
-        print("\n".join(lines), end="\n" if lines else "")
+        for line in (*lines, *(f"with the shipped rule: {line}" for line in others)):
+            print(f"{source.name}: {line}")
+        changed.append(maps)
         num_equal += not lines
+        num_others += len(others)
+    if not num_others:
+        print(own_rule_in_words(changed))
     print(f"equal {num_equal} of {len(sources)}")
-    return 0 if num_equal == len(sources) else 1
+    return 0 if num_equal == len(sources) and not num_others else 1
 
 
 if __name__ == "__main__":

@@ -9,8 +9,14 @@ fingerprint, axes z, y, x) and "plans" (planner class -> its plans), and may hav
 and "target_spacing" (mm, x, y, z). With --random, that many data sets are made up
 (`random_entry`) and planned by the nnU-Net of the environment whose interpreter is given.
 
-Prints each difference, then `equal N of M`: data sets whose plans are the same with all planners.
-Exit status 0 if all are.
+Plans are compared with channel names read as nnU-Net reads them, for which CT alone has a scale.
+medseg's own rule, which every command uses, normalises parameter maps with the statistics of the
+data set: that rule plans too, and may differ in the normalisation of those channels and in nothing
+else.
+
+Prints each difference, what the own rule changes, then `equal N of M`: data sets whose plans are
+the same with all planners. Exit status 0 if all are and the own rule changes nothing else; 1 if
+not; 2 if there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -18,17 +24,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medseg.errors import MedsegError
+from medseg.plan.channels import NORMALIZATION_BY_NAME, physical_scale
 from medseg.plan.planner import make_plans
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
@@ -43,10 +51,18 @@ PRESETS = {
 NORMALIZATION = {
     "zscore": "ZScoreNormalization",
     "ct": "CTNormalization",
+    "quantitative": "normalisation of parameter maps, which nnU-Net has not",
     "none": "NoNormalization",
     "rescale_0_1": "RescaleTo01Normalization",
     "rgb_0_1": "RGBTo01Normalization",
 }
+STATISTICS = {"mean": 100, "std": 20, "median": 98, "min": 3, "max": 220}
+STATISTICS |= {"percentile_00_5": 40, "percentile_99_5": 170}
+"""Intensities of every channel: nnU-Net's planner does not look at them, medseg's for a scale."""
+NORMALIZES = re.compile(r"\.(?:normalization_schemes|use_mask_for_norm)\[(\d+)\]: ")
+"""A difference in how a channel is normalised; the group is its number."""
+MAY_LACK = "original_median_spacing"
+"""What the reference plans of a file need not hold."""
 NETWORKS = {"plain_unet": "PlainConvUNet", "residual_unet": "ResidualEncoderUNet"}
 
 
@@ -68,7 +84,6 @@ def read_spec(dataset: dict[str, Any], name: str = "dataset") -> DatasetSpec:
 
 def read_fingerprint(fingerprint: dict[str, Any], num_channels: int) -> Fingerprint:
     """Return nnU-Net's fingerprint, its axes z, y, x turned to I, J, K."""
-    zero = dict.fromkeys(IntensityStatistics.model_fields, 0.0)
     sizes = zip(fingerprint["spacings"], fingerprint["shapes_after_crop"], strict=True)
     return Fingerprint(
         cases={
@@ -77,7 +92,7 @@ def read_fingerprint(fingerprint: dict[str, Any], num_channels: int) -> Fingerpr
             )
             for index, ((dz, dy, dx), (z, y, x)) in enumerate(sizes)
         },
-        channels=(IntensityStatistics(**zero),) * num_channels,
+        channels=(IntensityStatistics(**STATISTICS),) * num_channels,
         median_relative_size_after_cropping=fingerprint["median_relative_size_after_cropping"],
     )
 
@@ -139,25 +154,60 @@ def differences(
         yield f"{where}: expected {expected}, found {found}"
 
 
-def compare(entry: dict[str, Any]) -> Iterator[str]:
-    """Yield every difference between the plans of one entry and ours."""
+def compare(entry: dict[str, Any], *, quantitative: bool = False) -> Iterator[str]:
+    """Yield every difference between the plans of one entry and ours.
+
+    Args:
+        entry: Data set, fingerprint and plans.
+        quantitative: Plan with medseg's own rule for parameter maps, as every command does.
+    """
     spec = read_spec(entry["dataset"])
     fingerprint = read_fingerprint(entry["fingerprint"], len(spec.channels))
     options = {k: entry[k] for k in ("gpu_memory_gb", "target_spacing") if k in entry}
+    if not entry["plans"]:
+        yield "no plans to compare with"
     for planner, expected in entry["plans"].items():
         if "error" in expected:
             yield f"{planner}: nnU-Net itself failed: {expected['error']}"
             continue
         try:
             preset = PRESETS[planner]
-            plans = make_plans(fingerprint, spec, name=preset, quantitative=False, **options)
+            plans = make_plans(fingerprint, spec, name=preset, quantitative=quantitative, **options)
         except MedsegError as error:
             yield f"{planner}: {error}"
             continue
-        found = {key: v for key, v in as_reference(plans).items() if key in expected}
         wanted = {key: v for key, v in expected.items() if key != "intensity"}
+        found = as_reference(plans)
+        if MAY_LACK not in expected:
+            del found[MAY_LACK]
         for difference in differences(wanted, found):
             yield f"{planner}: {difference}"
+
+
+def by_own_rule(found: Iterable[str], channels: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Sort differences of plans made with medseg's own rule for parameter maps.
+
+    Returns:
+        The channels that are normalised otherwise because their names stand for a physical scale
+        that nnU-Net does not know; and all differences besides.
+    """
+    maps, others = set(), []
+    for difference in found:
+        match = NORMALIZES.search(difference)
+        name = channels[int(match[1])] if match else ""
+        if physical_scale(name) and name.casefold() not in NORMALIZATION_BY_NAME:
+            maps.add(name)
+        else:
+            others.append(difference)
+    return maps, others
+
+
+def own_rule_in_words(changed: Sequence[set[str]]) -> str:
+    """Return what the own rule changes, from the channels it changes in each data set."""
+    names = ", ".join(sorted(set().union(*changed)))
+    where = f", in the normalisation of {names} alone" if names else ""
+    differing = sum(map(bool, changed))
+    return f"with the shipped rule for parameter maps: {differing} of {len(changed)} differ{where}"
 
 
 # Made-up data sets
@@ -306,18 +356,38 @@ def main(arguments: list[str]) -> int:
         entries = random_entries(options.random, options.seed, options.peer_python)
     if options.save is not None:
         options.save.write_text(json.dumps(entries))
-    num_equal, slowest = 0, 0.0
+    if not entries:
+        print("no data sets: there is nothing to compare", file=sys.stderr)
+        return 2
+    return judge(entries)
+
+
+def judge(entries: Sequence[dict[str, Any]]) -> int:
+    """Print how the plans of every entry compare and return the exit status."""
+    num_equal, num_others, slowest = 0, 0, 0.0
+    changed = []
     for index, entry in enumerate(entries):
         start = time.perf_counter()
         found = list(compare(entry))
         slowest = max(slowest, (time.perf_counter() - start) / max(len(entry["plans"]), 1))
         num_equal += not found
-        for difference in found:
-            print(f"{entry.get('seed', index)} {entry.get('kind', '')}: {difference}")
+        own = compare(entry, quantitative=True)
+        maps, others = by_own_rule(own, read_spec(entry["dataset"]).channels)
+        others = [line for line in others if line not in found]
+        changed.append(maps)
+        num_others += len(others)
+        for line in (*found, *(f"with the shipped rule: {line}" for line in others)):
+            print(f"{entry.get('seed', index)} {entry.get('kind', '')}: {line}")
     num_plans = sum(len(entry["plans"]) for entry in entries)
     print(f"{num_plans} plans; slowest {slowest:.2f} s")
+    if num_others:
+        print(
+            f"the shipped rule changes more than the normalisation of maps, in {num_others} places"
+        )
+    else:
+        print(own_rule_in_words(changed))
     print(f"equal {num_equal} of {len(entries)}")
-    return 0 if num_equal == len(entries) else 1
+    return 0 if num_equal == len(entries) and not num_others else 1
 
 
 if __name__ == "__main__":

@@ -96,6 +96,36 @@ def test_names_of_labels_are_taken_from_a_file(folder, name, text):
     assert any(name in note for note in found.notes)
 
 
+def test_only_values_that_occur_get_names(folder):
+    (folder / "labels.txt").write_text("0 clear\n1 liver\n2 spleen\n4 left kidney\n9 aorta\n")
+    assert look_at(folder).names.labels == {"background": 0, "liver": 1, "left kidney": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("pat1.nii.gz,1\npat2.nii.gz,4\n", "'pat1.nii.gz' is an image or a case"),
+        ("pat1,1\npat2,4\npat3,2\n", "'pat1' is an image or a case"),
+        ("1,liver\n2,spleen\n", "it says nothing about the value 4"),
+        ("sick,1\nwell,4\nwell,1\n", None),
+        ("1,benign\n2,malignant\n3,benign\n4,other\n", None),
+    ],
+)
+def test_table_of_something_else_names_no_label(folder, text, reason):
+    """A table of that name may hold the class of each image."""
+    (folder / "labels.csv").write_text(text)
+    found = look_at(folder)
+    assert found.names.labels == {"background": 0, "label_1": 1, "label_4": 4}
+    told = [note for note in found.notes if "labels.csv" in note]
+    assert told == ([f"labels.csv does not name the labels: {reason}"] if reason else [])
+
+
+def test_file_that_names_every_value_is_taken_after_one_that_does_not(folder):
+    (folder / "a_labels.txt").write_text("1 liver\n")
+    (folder / "labels.txt").write_text("1 liver\n4 left kidney\n")
+    assert look_at(folder).names.labels == {"background": 0, "liver": 1, "left kidney": 4}
+
+
 def test_patients_with_two_visits_are_groups(tmp_path):
     for case in ("pat01_visit1", "pat01_visit2", "pat02_visit1"):
         put(tmp_path / f"images/{case}.nii.gz", np.ones((5, 6, 7), np.float32))

@@ -17,8 +17,8 @@ import pytest
 from medseg.api import prepare, survey
 from medseg.data.store import CaseStore
 from medseg.data.workspace import Workspace
-from medseg.errors import DatasetError, PlanError
-from medseg.io.read import read_image
+from medseg.errors import ConfigError, DatasetError, PlanError
+from medseg.io.read import read_image, read_segmentation
 from medseg.io.write import write_map, write_nifti
 from medseg.schema.base import read_json
 
@@ -311,3 +311,105 @@ def test_a_change_in_the_voxels_beside_a_header_is_seen(tmp_path, datasets, monk
     counter = Counter(monkeypatch)
     run(raw)
     assert (counter.looked, counter.stored) == (["case_2"], ["case_2"])
+
+
+def test_a_file_exchanged_for_an_older_one_of_the_same_size_is_seen(raw, monkeypatch):
+    """As a restored backup, or `cp -p`, leaves it."""
+    run(raw)
+    target, replacement = raw / "labelsTr/case_1.nii.gz", raw / "labelsTr/new"
+    stat = target.stat()
+    replacement.write_bytes(target.read_bytes())
+    os.utime(replacement, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    replacement.rename(target)
+    assert target.stat().st_mtime_ns == stat.st_mtime_ns
+    counter = Counter(monkeypatch)
+    run(raw)
+    assert (counter.looked, counter.stored) == (["case_1"], [])
+
+
+def test_facts_without_their_draws_are_not_trusted(raw, monkeypatch):
+    """A run that was killed between the two files: the intensities are drawn again."""
+    run(raw)
+    folder = folder_of(raw)
+    old_draws, old_mean = folder.statistics_path.read_bytes(), folder.fingerprint().channels[0].mean
+    for path in raw.glob("imagesTr/*_0000.nii.gz"):
+        image = read_image(path)
+        write_nifti(path, image.array + 500, image.affine)
+    run(raw)
+    folder.statistics_path.write_bytes(old_draws)
+    counter = Counter(monkeypatch)
+    run(raw)
+    assert len(counter.looked) == 6
+    assert folder.fingerprint().channels[0].mean == pytest.approx(old_mean + 500, rel=0.01)
+
+
+def test_preprocessing_alone_refuses_a_dataset_that_has_changed(raw, datasets):
+    run(raw)
+    options = {"configurations": ["2d"], "workspace": raw.parent / "work", "workers": 1}
+    assert prepare.preprocess(raw, **options) == {"2d": 6}
+    add_case(raw, datasets)
+    for dataset in (raw, raw.name):
+        with pytest.raises(DatasetError, match=r"has changed.*case_7.*plan-and-preprocess"):
+            prepare.preprocess(dataset, **options)
+
+
+def test_training_refuses_entries_of_other_labels(raw, tmp_path):
+    """Label 7 was index 2, then index 3: entries made before do not mean the same."""
+    from medseg.api.training import train
+
+    for path in raw.glob("labelsTr/*"):
+        image = read_segmentation(path)
+        write_nifti(path, np.array([0, 3, 7], np.uint8)[image.array], image.affine)
+    description = json.loads((raw / "dataset.json").read_text())
+    for labels in ({"a": 3, "b": 7}, {"a": 3, "c": 5, "b": 7}):
+        description["labels"] = {"background": 0, **labels}
+        (raw / "dataset.json").write_text(json.dumps(description))
+        if len(labels) == 2:
+            run(raw)
+        else:
+            prepare.fingerprint(raw, workspace=raw.parent / "work", workers=1)
+    with pytest.raises(DatasetError, match=r"6 cases were preprocessed.*labels.*preprocess' again"):
+        train(raw.name, "3d_fullres", 0, workspace=raw.parent / "work", iterations=1)
+
+
+def test_a_dataset_of_one_patient_is_not_torn_apart(raw):
+    from medseg.api.training import train
+
+    cases = [
+        {
+            "case": f"c{n}",
+            "T1w": f"imagesTr/case_{n}_0000.nii.gz",
+            "FLAIR": f"imagesTr/case_{n}_0001.nii.gz",
+            "segmentation": f"labelsTr/case_{n}.nii.gz",
+            "group": "p1",
+        }
+        for n in range(1, 6)
+    ]
+    labels = json.loads((raw / "dataset.json").read_text())["labels"]
+    manifest = {"channels": ["T1w", "FLAIR"], "labels": labels, "cases": cases}
+    (raw / "medseg.json").write_text(json.dumps(manifest))
+    run(raw)
+    with pytest.raises(ConfigError, match="group"):
+        train(raw.name, "3d_fullres", 0, workspace=raw.parent / "work", iterations=1)
+
+
+def test_a_manifest_without_a_usable_row_lists_what_is_wrong_with_each(tmp_path):
+    folder = tmp_path / "typo"
+    folder.mkdir()
+    rows = [{"case": f"c{n}", "image": "i.nii.gz", "seg": "s.nii.gz"} for n in range(3)]
+    manifest = {"channels": ["a"], "labels": {"background": 0, "b": 1}, "cases": rows}
+    (folder / "medseg.json").write_text(json.dumps(manifest))
+    with pytest.raises((DatasetError, ConfigError), match="seg"):
+        prepare.plan_and_preprocess(folder, workspace=tmp_path / "work", workers=1)
+    with pytest.raises((DatasetError, ConfigError)):
+        prepare.plan_and_preprocess(folder, workspace=tmp_path / "work", workers=1, skip_bad=True)
+    assert not (tmp_path / "work").exists()
+
+
+def test_skipped_cases_stay_on_record(raw):
+    labels = raw / "labelsTr/case_5.nii.gz"
+    labels.write_bytes(labels.read_bytes()[:100])
+    run(raw, skip_bad=True)
+    os.utime(raw / "labelsTr/case_4.nii.gz", (1, 1))
+    prepare.preprocess(raw, configurations=["2d"], workspace=raw.parent / "work", workers=1)
+    assert read_json(folder_of(raw).check_path)["skipped"] == ["case_5"]

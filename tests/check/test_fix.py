@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from medseg.data.case import load_case
 from medseg.data.dataset import read_dataset, scan_dataset
 from medseg.errors import ConfigError, DatasetError
 from medseg.geometry import reorient
+from medseg.io.companions import companions
 from medseg.io.image import Header
 from medseg.io.read import read_segmentation, read_stored
 from medseg.io.write import write_nifti, write_segmentation
@@ -38,7 +42,9 @@ def fixed(raw, tmp_path):
     spec, facts, before = look(raw.folder)
     report = CheckReport(dataset=spec.name, made_with="", cases=facts)
     copy = Raw(tmp_path / "copy")
-    assert write_fixed(spec, report, copy.folder) == ()
+    result = write_fixed(spec, report, copy.folder)
+    assert result.failed == ()
+    assert sorted(result.done, key=str) == sorted((p for p in before if p.fix), key=str)
     return before, copy, look(copy.folder)[2]
 
 
@@ -186,8 +192,12 @@ def test_failed_correction_is_said_and_the_file_copied(raw, tmp_path, monkeypatc
 
     monkeypatch.setattr(fix, "write_segmentation", full)
     report = CheckReport(dataset=spec.name, made_with="", cases=facts)
-    messages = write_fixed(spec, report, tmp_path / "copy")
-    assert messages == ("labelsTr/case_2.nii.gz: not corrected (no space)",)
+    PLANTS["big endian image"].spoil(raw)
+    spec, facts, _ = look(raw.folder)
+    report = CheckReport(dataset=spec.name, made_with="", cases=facts)
+    result = write_fixed(spec, report, tmp_path / "copy")
+    assert result.failed == ("labelsTr/case_2.nii.gz: not corrected (no space)",)
+    assert [problem.code for problem in result.done] == ["big-endian"]
     copied = tmp_path / "copy/labelsTr/case_2.nii.gz"
     assert copied.read_bytes() == raw.segmentation().read_bytes()
 
@@ -219,3 +229,52 @@ def test_voxels_of_a_pair_are_copied_with_their_header(raw, tmp_path):
     _, copy, after = fixed(raw, tmp_path)
     assert (copy.folder / "imagesTr/case_2_0000.img").is_file()
     assert after == []
+
+
+def detached(raw, ending, place):
+    """Store channel 0 of case_2 as a header whose voxels lie elsewhere; return its values."""
+    values, affine = raw.values(raw.channel())
+    raw.channel().unlink()
+    header = raw.folder / f"imagesTr/case_2_0000{ending}"
+    write_nifti(header, values, affine)
+    (data,) = companions(header)
+    target = Path(os.path.normpath(header.parent / place))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data.rename(target)
+    header.write_text(header.read_text().replace(data.name, place))
+    return values
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+@pytest.mark.parametrize("place", ["raw/deeper/x.bin", "../voxels/x.bin", "/ABSOLUTE/x.bin"])
+def test_voxels_in_another_folder_are_in_the_copy(raw, tmp_path, ending, place):
+    values = detached(raw, ending, place.replace("/ABSOLUTE", str(raw.folder / "imagesTr/raw")))
+    _, copy, after = fixed(raw, tmp_path)
+    shutil.rmtree(raw.folder)
+    assert after == []
+    found = read_stored(copy.folder / f"imagesTr/case_2_0000{ending}")
+    np.testing.assert_array_equal(found.array, values)
+    kept = copy.folder / f"imagesTr/{place}"
+    assert kept.is_file() == (place == "raw/deeper/x.bin")
+
+
+def test_voxel_files_of_one_name_from_two_folders_stay_apart(raw, tmp_path):
+    """Images outside the folder of the dataset come together in one folder of the copy."""
+    description = {"channels": ["a", "b"], "labels": {"background": 0, "organ": 1, "lesion": 2}}
+    arrays, files = [], []
+    for number in (0, 1):
+        values, affine = raw.values(raw.channel(number))
+        header = tmp_path / f"elsewhere/{number}/image{number}.mhd"
+        write_nifti(header, values, affine)
+        (data,) = companions(header)
+        data.rename(header.with_name("x.zraw"))
+        header.write_text(header.read_text().replace(data.name, "x.zraw"))
+        arrays.append(values)
+        files.append(str(header))
+    cases = {"case_2": {"images": files, "segmentation": "labelsTr/case_2.nii.gz"}}
+    manifest = raw.folder / "medseg.json"
+    manifest.write_text(json.dumps({"format_version": 1, **description, "cases": cases}))
+    _, copy, _ = fixed(raw, tmp_path)
+    spec = read_dataset(copy.folder)
+    for name, values in zip(spec.cases["case_2"].channels, arrays, strict=True):
+        np.testing.assert_array_equal(read_stored(copy.folder / name).array, values)

@@ -46,8 +46,8 @@ def test_facts_are_those_of_the_files(healthy):
             f"labelsTr/{case}.nii.gz",
         ]
         assert all(
-            file.size == (healthy / file.path).stat().st_size
-            and file.modified_ns == (healthy / file.path).stat().st_mtime_ns
+            file.stamps[0][0] == (healthy / file.path).stat().st_size
+            and file.stamps[0][1] == (healthy / file.path).stat().st_mtime_ns
             for file in entry.files
         )
 

@@ -7,13 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from medseg.check.files import companions
 from medseg.check.grids import differences, direction_letters, turn_onto
 from medseg.check.intensities import convert, picture_hash
 from medseg.check.outliers import apart, minority
-from medseg.check.segmentation import NotIntegers, as_integers
 from medseg.geometry import Grid, reorient
 from medseg.io.image import Header, Stored
+from medseg.io.integers import NotIntegers, as_integers
 
 SHAPE = (7, 11, 5)
 WAYS = list(
@@ -125,6 +124,28 @@ class TestIntegers:
         found = as_integers(stored(array))
         assert isinstance(found, NotIntegers)
         assert (found.num_voxels, found.num_nan, found.num_infinite) == (4, 1, 1)
+        assert (found.num_fractions, found.num_beyond, np.isnan(found.example)) == (1, 1, True)
+
+    @pytest.mark.parametrize(
+        ("values", "kind", "num_beyond"),
+        [
+            ([0, 2**32 - 1, 1], np.uint64, 0),
+            ([0, 2**32, 2**64 - 1], np.uint64, 2),
+            ([-1, 2**31 - 1, -(2**31)], np.int64, 0),
+            ([-1, 2**31, 3], np.int64, 1),
+            ([-(2**31) - 1, 2**40, 3], np.int64, 2),
+            ([-1, 2**31, 0.5], np.float64, 1),
+            ([0, 2**32 - 1, 1], np.float64, 0),
+        ],
+    )
+    def test_labels_have_32_bits_however_they_are_stored(self, values, kind, num_beyond):
+        array = np.array(values, dtype=kind).reshape(3, 1, 1)
+        found = as_integers(stored(array))
+        assert isinstance(found, NotIntegers) == bool(num_beyond)
+        if isinstance(found, NotIntegers):
+            assert found.num_beyond == num_beyond
+        else:
+            np.testing.assert_array_equal(found, array)
 
 
 class TestGrids:
@@ -186,34 +207,3 @@ class TestOutliers:
         assert minority(dict.fromkeys("abcde", 1) | {"f": 2, "g": 2}) is None
         assert minority(dict.fromkeys("abc", 1) | {"d": 2}) is None
         assert minority(dict.fromkeys("abcdef", 1)) is None
-
-
-class TestCompanions:
-    def test_voxels_and_spacings_that_belong_to_a_file(self, tmp_path):
-        for name in (
-            "a.hdr",
-            "a.img",
-            "b.raw",
-            "c_0001.tif",
-            "c.json",
-            "d.nii.gz",
-            "d.json",
-            "e.zraw",
-        ):
-            (tmp_path / name).touch()
-        (tmp_path / "b.mhd").write_bytes(b"ObjectType = Image\nElementDataFile = b.raw\n")
-        (tmp_path / "l.mha").write_bytes(b"ElementDataFile = LOCAL\n" + bytes(9))
-        (tmp_path / "e.nhdr").write_bytes(b"NRRD0004\ndata file: ./e.zraw\n")
-        found = {
-            name: [path.name for path in companions(tmp_path / name)]
-            for name in ("a.hdr", "a.img", "b.mhd", "c_0001.tif", "d.nii.gz", "e.nhdr", "l.mha")
-        }
-        assert found == {
-            "a.hdr": ["a.img"],
-            "a.img": ["a.hdr"],
-            "b.mhd": ["b.raw"],
-            "c_0001.tif": ["c.json"],
-            "d.nii.gz": [],
-            "e.nhdr": ["e.zraw"],
-            "l.mha": [],
-        }

@@ -677,3 +677,27 @@ def test_name_that_is_no_text_is_an_error_and_the_rest_is_looked_at(raw, check):
     assert found["name"].level == "error"
     assert "not in UTF-8" in found["name"].message
     assert found["name"].model_dump_json()
+
+
+@pytest.mark.parametrize("highest", [2**40, 2**64 - 1])
+def test_values_beyond_32_bits_are_a_problem_of_their_case_alone(raw, check, highest):
+    def spoil(labels):
+        labels = labels.astype(np.uint64)
+        labels[3, 4, 5] = highest
+        return labels
+
+    raw.change(raw.segmentation(), spoil)
+    (problem,) = check(raw)
+    assert (problem.code, problem.case) == ("not-integer", "case_2")
+    assert f"1 of {raw.values(raw.segmentation())[0].size} voxels" in problem.message
+    assert f"to {highest}" in problem.message
+
+
+def test_segmentation_without_an_image_is_an_error_of_its_case(raw, check):
+    for number in (0, 1):
+        raw.channel(number).unlink()
+    raw.channel().mkdir()
+    assert [(p.code, p.case) for p in check(raw) if p.level == "error"] == [
+        ("not-a-file", "case_2"),
+        ("missing-file", "case_2"),
+    ]

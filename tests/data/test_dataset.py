@@ -235,6 +235,8 @@ def test_two_files_for_one_thing_are_refused_where_nothing_decides(raw, folder):
     shutil.copy(raw / f"{folder}/{stem}.nii.gz", raw / f"{folder}/{stem}.nii")
     with pytest.raises(DatasetError, match=rf"{stem}\.nii, {folder}/{stem}\.nii\.gz all claim"):
         read_dataset(raw)
+    _, problems = scan_dataset(raw)
+    assert [(p.code, p.case) for p in problems] == [("two-files", "case_2")]
 
 
 def test_pictures_beside_the_images_are_left_out_aloud(raw, good, caplog):
@@ -245,10 +247,44 @@ def test_pictures_beside_the_images_are_left_out_aloud(raw, good, caplog):
     assert "imagesTr/overview.png has no segmentation" in caplog.text
 
 
-def test_segmentation_without_an_image_is_told(raw, caplog):
+def test_segmentation_without_an_image_is_an_error_of_its_case(raw):
     shutil.copy(raw / "labelsTr/case_1.nii.gz", raw / "labelsTr/case_9.nii.gz")
-    assert "case_9" not in read_dataset(raw).cases
-    assert "labelsTr/case_9.nii.gz has no image in imagesTr" in caplog.text
+    spec, problems = scan_dataset(raw)
+    assert spec.cases["case_9"].segmentation == "labelsTr/case_9.nii.gz"
+    assert [(p.code, p.level, p.case, p.file) for p in problems] == [
+        ("missing-file", "error", "case_9", f"imagesTr/case_9_000{n}.nii.gz") for n in (0, 1)
+    ]
+    with pytest.raises(DatasetError, match=r"imagesTr/case_9_0000\.nii\.gz is missing"):
+        read_dataset(raw)
+
+
+def test_segmentation_of_another_kind_without_an_image_is_left_out_aloud(raw, good, caplog):
+    (raw / "labelsTr/overview.png").write_bytes(b"")
+    assert read_dataset(raw).cases == read_dataset(good).cases
+    assert "labelsTr/overview.png has no image in imagesTr" in caplog.text
+
+
+def test_missing_image_has_the_ending_that_the_images_have(raw):
+    describe(raw, file_ending=".nrrd")
+    shutil.copy(raw / "labelsTr/case_1.nii.gz", raw / "labelsTr/case_9.nii.gz")
+    spec, _ = scan_dataset(raw)
+    assert spec.cases["case_9"].channels[1] == "imagesTr/case_9_0001.nii.gz"
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_stands_in_the_place_of_the_only_image_is_named(raw, kind):
+    describe(raw, channel_names={"0": "T1w"})
+    for path in (raw / "imagesTr").glob("*_0001.nii.gz"):
+        path.unlink()
+    image = raw / "imagesTr/case_2_0000.nii.gz"
+    image.unlink()
+    if kind == "folder":
+        image.mkdir()
+    else:
+        image.symlink_to(raw / "gone.nii.gz")
+    words = {"folder": "is a folder; expected an image", "link": "is a link to a file that is"}
+    with pytest.raises(DatasetError, match=f"case 'case_2': .*_0000.nii.gz {words[kind]}"):
+        read_dataset(raw)
 
 
 def test_picture_holds_all_its_channels_in_one_file(raw):

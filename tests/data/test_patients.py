@@ -27,7 +27,7 @@ BRATS = [f"BraTS-GLI-{n:05d}-{v:03d}" for n in range(9) for v in range(1 + n % 2
         (BRATS, {f"BraTS-GLI-{n:05d}" for n in (1, 3, 5, 7)}),
         ([f"site{s:02d}_{n:03d}" for s in range(6) for n in range(40)], set()),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: str(sorted(value))[:30],
 )
 def test_patients_with_several_cases(ids, patients):
     found = find_patients(ids)

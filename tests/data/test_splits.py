@@ -204,6 +204,24 @@ def test_file_in_the_folder_of_the_data_is_taken_over(tmp_path, name):
     assert "c5" not in message
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"train": ["c0"], "val": ["c1"]}', '[{"train": ["x"], "val": ["y"]}]', "[", "[]"],
+    ids=["an object", "other cases", "no JSON", "no fold"],
+)
+def test_splits_of_another_program_are_passed_over_aloud(tmp_path, content):
+    ids = [f"c{n}" for n in range(6)]
+    (tmp_path / "splits.json").write_text(content)
+    path = tmp_path / "work/splits.json"
+    splits, (message,) = settle_splits(path, spec_of(ids, tmp_path))
+    assert splits == settle_splits(tmp_path / "other.json", spec_of(ids))[0]
+    assert message.startswith(f"{tmp_path / 'splits.json'} is passed over")
+    assert settle_splits(path, spec_of(ids, tmp_path))[1] == ()
+    (tmp_path / "splits.json").rename(tmp_path / "splits_final.json")
+    with pytest.raises(ConfigError, match=r"splits_final\.json"):
+        settle_splits(tmp_path / "again/splits.json", spec_of(ids, tmp_path))
+
+
 def test_given_folds_win(tmp_path):
     path = tmp_path / "splits.json"
     settle_splits(path, spec_of("abcdef"))

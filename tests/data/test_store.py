@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from medseg.data import store as store_module
+from medseg.data.patches import cut
 from medseg.data.store import ANNOTATED, CaseStore, digest, sample_locations, storage_type
 from medseg.errors import DatasetError
 
@@ -105,6 +107,110 @@ def test_a_damaged_entry_is_one_clear_error(tmp_path, make, file, damage):
         store.open(KEY).loaded()
     assert KEY in str(caught.value)
     assert "medseg preprocess" in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["locations.npz", "image.b2nd", "segmentation.b2nd"])
+@pytest.mark.parametrize("damage", ["remove", "empty", "cut", "grow"])
+def test_an_entry_with_a_file_of_another_size_is_not_there_and_is_replaced(
+    tmp_path, make, file, damage
+):
+    """As a power cut may leave it."""
+    store = CaseStore(tmp_path)
+    put(store, make.entry(seed=0))
+    assert store.has(KEY)
+    path = tmp_path / "entries/ab" / KEY / file
+    content = path.read_bytes()
+    path.unlink()
+    kept = {"empty": b"", "cut": content[: len(content) // 2], "grow": content + b"x"}
+    if damage != "remove":
+        path.write_bytes(kept[damage])
+    assert not store.has(KEY)
+    with pytest.raises(DatasetError, match=f"cannot be read .*{file}"):
+        store.open(KEY)
+    put(store, make.entry(seed=1))
+    assert store.has(KEY)
+    np.testing.assert_array_equal(store.open(KEY).image[...], make.entry(seed=1).image)
+    assert [path.name for path in (tmp_path / "entries/ab").iterdir()] == [KEY]
+
+
+def test_several_that_replace_a_damaged_entry_at_once_leave_one(tmp_path, make):
+    store, entry = CaseStore(tmp_path), make.entry()
+    for _ in range(5):
+        put(store, entry)
+        (tmp_path / "entries/ab" / KEY / "image.b2nd").write_bytes(b"")
+        with ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(put, store, entry) for _ in range(6)]:
+                done.result()
+        assert store.has(KEY)
+        np.testing.assert_array_equal(store.open(KEY).image[...], entry.image)
+        assert [path.name for path in (tmp_path / "entries/ab").iterdir()] == [KEY]
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "[]", "{}", '{"files": 3}', '{"files": {"a": "b"}}'])
+def test_an_entry_whose_record_says_nothing_is_not_there_and_is_replaced(tmp_path, make, text):
+    store = CaseStore(tmp_path)
+    put(store, make.entry())
+    path = tmp_path / "entries/ab" / KEY / "entry.json"
+    path.write_text(text)
+    assert not store.has(KEY)
+    put(store, make.entry())
+    assert store.open(KEY).record == make.entry().record
+
+
+def overwrite(path, number, seed):
+    """Write noise over a part of a file, whose size stays."""
+    content, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    start = int(rng.integers(len(content) - number))
+    content[start : start + number] = rng.bytes(number)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["image", "segmentation"])
+def test_overwritten_bytes_are_a_clear_error_or_go_unseen(tmp_path, make, file):
+    """Headers, tables and compressed blocks; voxels that are stored as they are have no sum."""
+    store, shape = CaseStore(tmp_path), (20, 30, 26)
+    put(store, make.entry(shape), chunk=(8, 8, 8))
+    path = tmp_path / "entries/ab" / KEY / f"{file}.b2nd"
+    whole, errors = path.read_bytes(), []
+    for seed in range(60):
+        path.write_bytes(whole)
+        overwrite(path, 64, seed)
+        try:
+            entry = store.open(KEY)
+            entry.loaded()
+            array = getattr(entry, file)
+            assert array[..., 3:7, :5, :4].shape[-3:] == (4, 5, 4)
+        except DatasetError as error:
+            errors.append(str(error))
+    assert errors
+    assert all(KEY in text and "Delete this folder" in text for text in errors)
+
+
+def test_overwritten_bytes_are_named_where_a_patch_is_cut(tmp_path, make):
+    store = CaseStore(tmp_path)
+    put(store, make.entry())
+    path = tmp_path / "entries/ab" / KEY / "segmentation.b2nd"
+    content = path.read_bytes()
+    start = content.index(bytes.fromhex("28b52ffd"))  # a block that Zstandard packed
+    path.write_bytes(content[:start] + bytes(8) + content[start + 8 :])
+    assert store.has(KEY)
+    array = store.open(KEY).segmentation
+    with pytest.raises(DatasetError, match=r"segmentation\.b2nd.*medseg preprocess"):
+        cut(array, [-1, 2, 3], [9, 5, 5])
+
+
+def test_arrays_on_disk_tell_their_form_without_being_read(tmp_path, make):
+    store, entry = CaseStore(tmp_path), make.entry()
+    put(store, entry)
+    found = store.open(KEY)
+    assert (found.image.shape, found.image.ndim, found.image.dtype) == (
+        (2, 9, 14, 11),
+        4,
+        "float16",
+    )
+    assert (found.outside.shape, found.outside.dtype) == ((9, 14, 11), bool)
+    for start, size in (([2, -3, 4], [3, 8, 20]), ([0, 0, 0], [9, 14, 11])):
+        np.testing.assert_array_equal(cut(found.image, start, size), cut(entry.image, start, size))
 
 
 def test_index(tmp_path):

@@ -79,6 +79,50 @@ def test_same_name_from_another_place_is_refused(tmp_path):
     assert Workspace(tmp_path).find(new)[1] == new  # moved, not another one
 
 
+@pytest.mark.parametrize("given", [str, Path])
+def test_name_that_is_the_path_of_other_data_too_is_refused(tmp_path, monkeypatch, given):
+    old, new = tmp_path / "old/Mine", tmp_path / "new/Mine"
+    for path in (old, new):
+        path.mkdir(parents=True)
+    folder, workspace = add(tmp_path, "Mine", source=str(old)), Workspace(tmp_path)
+    assert workspace.find(given("Mine")) == (folder, None)
+    monkeypatch.chdir(old.parent)
+    assert workspace.find(given("Mine")) == (folder, None)  # the very data
+    monkeypatch.chdir(tmp_path / "datasets")
+    assert workspace.find(given("Mine")) == (folder, None)  # what was made of it
+    monkeypatch.chdir(new.parent)
+    with pytest.raises(DatasetError, match=r"'Mine' is the dataset 'Mine'.*--workspace") as caught:
+        workspace.find(given("Mine"))
+    assert f"read from {old}" in str(caught.value)
+    assert f"{new} too" in str(caught.value)
+    new.rmdir()
+    new.write_text("case,image")  # a file of that name
+    with pytest.raises(DatasetError, match="another folder"):
+        workspace.find(given("Mine"))
+
+
+def test_number_that_is_a_folder_too_is_refused(workspace, tmp_path, monkeypatch):
+    (tmp_path / "here/4").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DatasetError, match="'4' is the dataset 'Dataset004_Heart'"):
+        workspace.find("4")
+    assert workspace.find("Dataset004_Heart")[0].path.name == "Dataset004_Heart"
+
+
+def test_name_of_a_folder_described_in_the_workspace(tmp_path, monkeypatch):
+    """Its manifest was written; nothing was measured yet."""
+    raw, other = tmp_path / "raw/Mine", tmp_path / "other/Mine"
+    for path in (raw, other):
+        path.mkdir(parents=True)
+    workspace = Workspace(tmp_path)
+    manifest = describe(workspace.folder_of(raw).manifest_path, folder=str(raw))
+    monkeypatch.chdir(raw.parent)
+    assert workspace.find("Mine")[1] == manifest
+    monkeypatch.chdir(other.parent)
+    with pytest.raises(DatasetError, match=r"it is .*other/Mine too"):
+        workspace.find("Mine")
+
+
 def describe(path, **further):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"labels": {}, "cases": {}, **further}))

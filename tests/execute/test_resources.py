@@ -71,6 +71,50 @@ def test_a_quota_of_processors_counts(system, monkeypatch, quota, expected):
     assert resources.num_cpus() == expected
 
 
+@pytest.fixture
+def six(monkeypatch):
+    """Let the process run on six processors."""
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "parent", "top", "expected"),
+    [("max 100000", "200000 100000", "", 2), ("300000 100000", "400000 100000", "", 3),
+     ("400000 100000", "max 100000", "150000 50000", 3), ("", "900000 100000", "", 6)],
+)  # fmt: skip
+def test_the_smallest_quota_of_nested_groups_counts(system, six, own, parent, top, expected):
+    system["/proc/self/cgroup"] = "0::/jobs/mine\n"
+    for folder, quota in (("/jobs/mine", own), ("/jobs", parent), ("", top)):
+        system[f"/sys/fs/cgroup{folder}/cpu.max"] = f"{quota}\n"
+    assert resources.num_cpus() == expected
+
+
+@pytest.mark.parametrize("controllers", ["cpu,cpuacct", "cpuacct,cpu", "cpu"])
+@pytest.mark.parametrize("at_job", [True, False])
+def test_quotas_of_groups_of_the_first_version(system, six, controllers, at_job):
+    system["/proc/self/cgroup"] = (
+        f"7:cpuset:/set\n5:{controllers}:/slurm/job_7\n4:memory:/slurm/x\n"
+    )
+    folders = {"": "-1", "/slurm": "-1" if at_job else "250000"}
+    folders["/slurm/job_7"] = "250000" if at_job else "500000"
+    for folder, quota in folders.items():
+        path = f"/sys/fs/cgroup/{controllers}{folder}"
+        system[f"{path}/cpu.cfs_quota_us"] = f"{quota}\n"
+        system[f"{path}/cpu.cfs_period_us"] = "100000\n"
+    for other in ("cpuset/set", "memory/slurm/x"):  # not where quotas of processors are
+        system[f"/sys/fs/cgroup/{other}/cpu.cfs_quota_us"] = "100000\n"
+        system[f"/sys/fs/cgroup/{other}/cpu.cfs_period_us"] = "100000\n"
+    assert resources.num_cpus() == 2
+
+
+def test_a_quota_in_a_container_of_the_first_version(system, six):
+    """The group's own path is that of the host, which is not there."""
+    system["/proc/self/cgroup"] = "5:cpu,cpuacct:/docker/3f\n"
+    system["/sys/fs/cgroup/cpu/cpu.cfs_quota_us"] = "50000\n"
+    system["/sys/fs/cgroup/cpu/cpu.cfs_period_us"] = "100000\n"
+    assert resources.num_cpus() == 1
+
+
 def test_this_machine_tells():
     assert resources.free_memory_bytes() > 0
     assert resources.num_cpus() >= 1

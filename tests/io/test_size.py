@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from medseg.io.size import stored_bytes
@@ -12,6 +13,29 @@ def test_nifti_is_as_large_as_its_voxels_and_header(sample, tmp_path, ending):
     array = np.zeros((40, 50, 60), np.int16)
     path = sample.write_nifti(tmp_path / f"x{ending}", array)
     assert stored_bytes(path) == 352 + array.nbytes
+
+
+@pytest.mark.parametrize(
+    ("ending", "packed"),
+    [(".mhd", False), (".mhd", True), (".nhdr", False), (".nhdr", True), (".hdr", False)],
+)
+def test_voxels_beside_a_header_count(tmp_path, ending, packed):
+    """The header alone has some hundred bytes."""
+    array = np.arange(40 * 50 * 60, dtype=np.int16).reshape(60, 50, 40) % 90
+    path = tmp_path / f"x{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=packed)
+    assert path.stat().st_size < 2000
+    if packed:
+        found = {file.suffix: file.stat().st_size for file in tmp_path.iterdir()}
+        assert found.keys() in ({".mhd", ".zraw"}, {".nhdr", ".gz"})
+        assert stored_bytes(path) > 2 * sum(found.values())
+    else:
+        assert array.nbytes < stored_bytes(path) < array.nbytes + 2000
+
+
+def test_a_header_without_its_voxels_counts_alone(tmp_path):
+    (tmp_path / "x.mhd").write_text("ElementDataFile = gone.raw\n")
+    assert stored_bytes(tmp_path / "x.mhd") == 27
 
 
 def test_packed_formats_are_taken_for_larger_than_their_files(tmp_path):

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 
 from medseg.data.dataset import scan_dataset
-from medseg.report.check import check_page, format_check, format_fixed, num_errors
+from medseg.report.check import (
+    all_problems,
+    check_page,
+    format_check,
+    format_fixed,
+    num_errors,
+)
 from medseg.report.palette import COLOURS
 from medseg.report.text import columns
-from medseg.report.thumbnail import SIZE, png, thumbnail
+from medseg.report.thumbnail import SIZE, _indexed, png, thumbnail
 from medseg.schema.check import CaseFacts, ChannelFacts, CheckReport, Problem
 from tests.check.conftest import Raw
 
@@ -64,6 +70,10 @@ class Page(HTMLParser):
         self.text += data
 
 
+def fixable(report):
+    return [problem for problem in all_problems(report) if problem.fix]
+
+
 class TestTerminal:
     def test_summary_names_every_kind_and_every_error(self, report):
         text = format_check(report)
@@ -77,7 +87,7 @@ class TestTerminal:
 
     def test_every_line_fits(self, report):
         lines = (
-            format_check(report) + "\n" + format_fixed(report, "/some/where" * 12)
+            format_check(report) + "\n" + format_fixed(report, "/some/where" * 12, fixable(report))
         ).splitlines()
         assert max(map(columns, lines)) <= 80
 
@@ -98,10 +108,16 @@ class TestTerminal:
         assert num_errors(report) == 0
 
     def test_corrections_are_listed_and_the_rest_counted(self, report):
-        text = format_fixed(report, "copy")
+        text = format_fixed(report, "copy", fixable(report))
         assert "Corrected copy: copy (1 problem corrected)" in text
         assert "case 'bad': stores integers (x.nii.gz)" in text
         assert "4 problems" in text
+
+    def test_what_was_not_corrected_is_not_said_to_be(self, report):
+        text = format_fixed(report, "copy", [])
+        assert "Corrected copy: copy (0 problems corrected)" in text
+        assert "stores integers" not in text
+        assert "5 problems" in text
 
 
 class TestPage:
@@ -189,6 +205,18 @@ class TestThumbnail:
         for path in folder.glob("*Tr/case_1*"):
             path.write_bytes(b"")
         assert thumbnail(spec, "case_1") == b""
+
+    @pytest.mark.parametrize("found", [[0, 3, 7, 900], [-4, 3, 7], list(range(5, 400))])
+    def test_structures_are_numbered_like_one_by_one(self, found):
+        """The first value that is no structure is the background where there is no 0."""
+        labels = np.random.default_rng(2).permuted(np.resize(found, 600)).reshape(6, 10, 10)
+        numbered = dict.fromkeys(found, 0)
+        rest = [value for value in found if value not in (3, 7)]
+        structures = [v for v in (3, 7) if v in found]
+        structures += [v for v in rest if v != (0 if 0 in found else rest[0])]
+        numbered |= {value: n for n, value in enumerate(structures[:250], start=1)}
+        expected = [numbered[value] for value in labels.reshape(-1).tolist()]
+        assert _indexed(labels, [3, 7, 8]).reshape(-1).tolist() == expected
 
     def test_nan_is_drawn_too(self, folder):
         raw, (spec, _) = Raw(folder), scan_dataset(folder)

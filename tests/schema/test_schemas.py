@@ -188,7 +188,9 @@ def test_one_configuration_alone_is_written_whole(tmp_path):
 def test_circles_and_missing_parents_are_refused(tmp_path, entries):
     path = tmp_path / "plans.json"
     write_json(path, inheriting(**entries))
-    with pytest.raises(ConfigError, match="which is missing or inherits from it"):
+    with pytest.raises(
+        ConfigError, match="which is missing, no configuration, or inherits from it"
+    ):
         read_plans(path)
 
 
@@ -212,3 +214,83 @@ def test_plans_of_another_shape_are_refused(tmp_path):
 def test_dimension_follows_the_patch():
     assert CONFIGURATION.num_dimensions == 3
     assert CONFIGURATION.model_copy(update={"patch_size": (8, 8)}).num_dimensions == 2
+
+
+def edit(values, change):
+    """Apply {"patch_size": ..., "architecture.strides": ...} to the configuration."""
+    for place, value in change.items():
+        *parents, key = place.split(".")
+        target = values["configurations"]["3d_fullres"]
+        for parent in parents:
+            target = target[parent]
+        target[key] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        ({"patch_size": [20, 24]}, ["spacing", "median_shape", "architecture"]),
+        ({"patch_size": [20]}, ["patch_size"]),
+        ({"patch_size": [20, 0, 16]}, ["patch_size.1"]),
+        ({"spacing": [3.0, 0.9]}, ["spacing"]),
+        ({"spacing": [3.0, 0, 1.1]}, ["spacing.1"]),
+        ({"spacing": [3.0, float("inf"), 1.1]}, ["spacing.1"]),
+        ({"median_shape": [31, -5.0, 97]}, ["median_shape.1"]),
+        ({"median_shape": [31, 97]}, ["median_shape"]),
+        ({"normalization": ["ct"] * 3, "use_mask_for_norm": [False] * 3}, [""]),
+        ({"use_mask_for_norm": []}, ["use_mask_for_norm"]),
+        ({"use_mask_for_norm": [True]}, ["use_mask_for_norm"]),
+        ({"architecture.strides": [[1, 1], [2, 2]]}, ["architecture"]),
+        ({"architecture.strides": [[1, 1, 1]]}, ["architecture.strides"]),
+        ({"architecture.strides": [[1, 1, 1], [0, 2, 2]]}, ["architecture.strides.1.0"]),
+        ({"architecture.kernel_sizes": [[3, 3, 3]] * 3}, ["architecture.kernel_sizes"]),
+        ({"architecture.blocks_encoder": [2]}, ["architecture.blocks_encoder"]),
+        ({"architecture.blocks_decoder": [2, 2]}, ["architecture.blocks_decoder"]),
+        (
+            {"spacing": [0, 0.9, 1.1], "use_mask_for_norm": [], "batch_size": 0},
+            ["batch_size", "spacing.0", "use_mask_for_norm"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_contradicts_itself_is_refused_place_by_place(
+    tmp_path, change, places
+):
+    """With the file's name and one line per problem."""
+    path = tmp_path / "nnunet.json"
+    path.write_text(json.dumps(edit(inheriting(), change)))
+    with pytest.raises(ConfigError) as caught:
+        read_plans(path)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{len(places)} problem{'s' * (len(places) > 1)} in {path}:"
+    wanted = [f"  configurations.3d_fullres{'.' * bool(place)}{place}: got" for place in places]
+    assert [line[: len(start)] for line, start in zip(lines, wanted, strict=True)] == wanted
+
+
+def test_a_length_that_does_not_fit_names_both_sides(tmp_path):
+    path = tmp_path / "nnunet.json"
+    write_json(path, edit(inheriting(), {"use_mask_for_norm": [True], "patch_size": [8, 8]}))
+    with pytest.raises(ConfigError) as caught:
+        read_plans(path)
+    text = str(caught.value)
+    assert "it has 3 entries, patch_size has 2; expected as many" in text
+    assert "it has 1 entry, normalization has 2; expected as many" in text
+    assert "kernel_sizes and strides are for 3 axes, patch_size has 2 entries" in text
+
+
+@pytest.mark.parametrize("parent", [["3d_fullres"], {"a": 1}, 3, None, "number", "list"], ids=repr)
+def test_an_inheritance_that_is_no_configurations_name_is_refused(tmp_path, parent):
+    """Each configuration on its own line; what inherits from a broken one says where it ends."""
+    path = tmp_path / "nnunet.json"
+    bad, child = {"inherits_from": parent}, {"inherits_from": "bad", "batch_size": 3}
+    write_json(path, inheriting(bad=bad, child=child, number=3, list=[]))
+    with pytest.raises(ConfigError) as caught:
+        read_plans(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"4 problems in {path}:"
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        f"  configurations.{name}" for name in ("bad", "child", "number", "list")
+    ]
+    for line in lines[1:3]:
+        assert f"it inherits from {parent!r}, which is missing, no configuration" in line

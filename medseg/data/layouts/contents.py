@@ -21,17 +21,18 @@ from medseg.errors import DatasetError
 from medseg.execute.local import map_cases
 from medseg.execute.progress import progress_bar
 from medseg.io.read import read_channels, read_segmentation
+from medseg.io.size import stored_bytes
 from medseg.schema.dataset import CaseFiles
+from medseg.values import distinct_values
 
 _NUM_LOOKED_AT = 3
 """Cases whose images are opened."""
 _MAX_VALUES = 1000
 """More different values than that are instance numbers or intensities."""
+_NEED_FACTOR = 4
+"""Memory that reading a segmentation takes, as a multiple of its voxel data."""
 _CT_AIR = -500
 """A smallest value below this is that of air in Hounsfield units."""
-_TABLE_SPAN = 2**16
-_CHUNK = 2**20
-"""Voxels counted at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +154,12 @@ def with_labels(found: Found, folder: Path, progress: bool) -> Found:
     counts: Counter[int] = Counter()
     problems = []
     function = partial(_values_of, found.folder, found.cases)
+    needs = {
+        case: _NEED_FACTOR * stored_bytes(found.folder / str(files.segmentation))
+        for case, files in found.cases.items()
+    }
     with progress_bar(len(found.cases), "read labels", shown=progress) as bar:
-        for outcome in map_cases(function, list(found.cases)):
+        for outcome in map_cases(function, list(found.cases), needs=needs):
             if outcome.error is None:
                 counts.update(outcome.value or ())
             else:
@@ -169,9 +174,8 @@ def with_labels(found: Found, folder: Path, progress: bool) -> Found:
             f"to {max(counts)}; these look like instance numbers or intensities, not labels. Give "
             "the label maps: medseg dataset init FOLDER --segmentations PATTERN"
         )
-    named = find_label_names(folder)
-    notes = [f"the labels' names are those of {named[1].name}"] if named else []
-    labels = name_labels(sorted(counts), named[0] if named else {})
+    named, notes = find_label_names(folder, counts, found.cases)
+    labels = name_labels(sorted(counts), named)
     return replace(
         found,
         names=LabelNames(labels=labels),
@@ -181,19 +185,19 @@ def with_labels(found: Found, folder: Path, progress: bool) -> Found:
 
 
 def name_labels(values: Sequence[int], known: Mapping[int, str]) -> Labels:
-    """Return name -> value for the values found; names that are known are used.
+    """Return name -> value for the values found, and no others; known names are used.
 
     Examples:
         >>> name_labels([0, 255], {})
         {'background': 0, 'foreground': 255}
-        >>> name_labels([1, 3], {3: "liver"})
+        >>> name_labels([1, 3], {3: "liver", 4: "spleen"})
         {'background': 0, 'label_1': 1, 'liver': 3}
     """
     foreground = [value for value in values if value != 0]
     labels: Labels = {"background": 0}
     if foreground == [255] and 255 not in known:
         return {**labels, "foreground": 255}
-    for value in sorted({*foreground, *(v for v in known if v != 0)}):
+    for value in sorted(foreground):
         name = known.get(value, f"label_{value}")
         labels[f"{name}_{value}" if name in labels else name] = value
     return labels
@@ -201,13 +205,7 @@ def name_labels(values: Sequence[int], known: Mapping[int, str]) -> Labels:
 
 def _values_of(folder: Path, cases: Mapping[str, CaseFiles], case: str) -> tuple[int, ...]:
     array = read_segmentation(folder / str(cases[case].segmentation)).array
-    flat = array.ravel(order="K")
-    found: set[int] = set()
-    for start in range(0, len(flat), _CHUNK):
-        part = flat[start : start + _CHUNK]
-        small = part.dtype.kind == "u" and int(part.max()) < _TABLE_SPAN
-        found.update((np.flatnonzero(np.bincount(part)) if small else np.unique(part)).tolist())
-    return tuple(sorted(found))
+    return tuple(distinct_values(array).tolist())
 
 
 def with_patients(cases: Mapping[str, CaseFiles]) -> tuple[dict[str, CaseFiles], str]:

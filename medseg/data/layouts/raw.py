@@ -7,6 +7,7 @@ Source:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,14 @@ def read_raw(description: dict[str, Any], path: Path) -> Described:
     problems: list[Problem] = []
     segmentations = _segmentations(labels, ending, problems)
     cases = _cases(_claims(images, segmentations), ending, problems)
+    lone = [case for case in segmentations if case not in cases]
+    strays = [case for case in lone if _is_stray(segmentations[case], ending, labels)]
+    cases |= {case: {} for case in lone if case not in strays}
+    usual = _usual_ending(images, ending)
     files = {
         case: CaseFiles(
             channels=tuple(
-                f"{_IMAGES}/{name}" for name in _expected(case, found, len(channels), ending)
+                f"{_IMAGES}/{name}" for name in _expected(case, found, len(channels), usual)
             ),
             segmentation=f"{_LABELS}/{segmentations[case]}" if case in segmentations else None,
         )
@@ -55,10 +60,11 @@ def read_raw(description: dict[str, Any], path: Path) -> Described:
     problems += [
         remark(
             "left-over",
-            f"{_LABELS}/{segmentations[case]} has no image in {_IMAGES}; it takes no part.",
+            f"{_LABELS}/{segmentations[case]} has no image in {_IMAGES} and does not end in "
+            f"{ending!r}; it takes no part.",
             file=f"{_LABELS}/{segmentations[case]}",
         )
-        for case in sorted(set(segmentations) - set(files))
+        for case in sorted(strays)
     ]
     return Described(
         source=path,
@@ -87,7 +93,7 @@ def _segmentations(labels: list[str], ending: str, problems: list[Problem]) -> d
     for name in labels:
         claims.setdefault(_stem(name), []).append(name)
     return {
-        case: _choose(found, ending, f"the segmentation of case {case!r}", _LABELS, problems)
+        case: _choose(found, ending, case, "the segmentation", problems)
         for case, found in claims.items()
     }
 
@@ -110,25 +116,27 @@ def _cases(
 ) -> dict[str, dict[int, str]]:
     return {
         case: {
-            number: _choose(files, ending, f"channel {number} of case {case!r}", _IMAGES, problems)
+            number: _choose(files, ending, case, f"channel {number}", problems)
             for number, files in sorted(found.items())
         }
         for case, found in claims.items()
     }
 
 
-def _choose(files: list[str], ending: str, what: str, folder: str, problems: list[Problem]) -> str:
+def _choose(files: list[str], ending: str, case: str, role: str, problems: list[Problem]) -> str:
     """Return the file that is meant where several claim to be the same thing."""
     if len(files) == 1:
         return files[0]
     preferred = [name for name in files if ending and name.lower().endswith(ending)]
-    listed = ", ".join(f"{folder}/{name}" for name in files)
+    folder = _LABELS if role == "the segmentation" else _IMAGES
+    listed, what = ", ".join(f"{folder}/{name}" for name in files), f"{role} of case {case!r}"
     if len(preferred) == 1:
         problems.append(
             remark(
                 "two-files",
                 f"{listed} all claim to be {what}; {preferred[0]} is taken, since dataset.json "
                 f"says file_ending {ending!r}.",
+                case=case,
             )
         )
         return preferred[0]
@@ -137,6 +145,7 @@ def _choose(files: list[str], ending: str, what: str, folder: str, problems: lis
             "two-files",
             f"{listed} all claim to be {what}. Keep one of them, or say in dataset.json which "
             "file_ending is meant.",
+            case=case,
         )
     )
     return files[0]
@@ -148,6 +157,8 @@ def _expected(case: str, found: Mapping[int, str], num_channels: int, ending: st
     A picture, or a file without a number, may hold several channels: such files are taken as
     they are, and counted when they are read.
     """
+    if not found:
+        return [f"{case}_{number:04d}{ending}" for number in range(num_channels)]
     names = list(found.values())
     is_counted = list(found) == list(range(len(found))) and len(names) <= num_channels
     if is_counted and all(may_hold_channels(name, case) for name in names):
@@ -156,6 +167,18 @@ def _expected(case: str, found: Mapping[int, str], num_channels: int, ending: st
     ending = known[1] if known else ending
     count = max(num_channels, max(found) + 1)
     return [found.get(number, f"{case}_{number:04d}{ending}") for number in range(count)]
+
+
+def _is_stray(name: str, ending: str, labels: list[str]) -> bool:
+    """Return whether a file in `labelsTr` is of another kind than the segmentations."""
+    has_ending = [bool(ending) and label.lower().endswith(ending) for label in labels]
+    return any(has_ending) and not name.lower().endswith(ending)
+
+
+def _usual_ending(images: list[str], ending: str) -> str:
+    """Return the ending a missing image would have: the declared one, or that of most images."""
+    found = Counter(known[1] for name in images if (known := image_name(name)))
+    return ending if not found or ending in found else found.most_common(1)[0][0]
 
 
 def _without_strays(

@@ -101,11 +101,6 @@ def take_apart(name: str) -> FileWords:
     )
 
 
-def is_sequence(word: str) -> bool:
-    """Return whether a word names a sequence or modality."""
-    return word.lower() in _SEQUENCES
-
-
 def _folder_role(folder: str) -> str:
     parts = {part.lower() for part in _PARTS.findall(folder)} | {folder.lower()}
     if parts & _TEST_WORDS:
