@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 from medseg.errors import DatasetError, GeometryError
 from medseg.geometry import Grid
 from medseg.io.convert import from_object
-from medseg.io.image import Header, Image
+from medseg.io.image import Header, Image, split_channel
 from medseg.io.read import read_channels, read_image, split_ending
-
-_CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 
 Case = Any
 """Path | list of paths or image objects, one per channel | (array CIJK or IJK, affine) |
@@ -51,7 +48,7 @@ def case_name(case: Case, fallback: str = "case") -> str:
         stem, _ = split_ending(name)
     except DatasetError:
         return name
-    return _CHANNEL_SUFFIX.sub("", stem) or stem
+    return split_channel(stem)[0]
 
 
 def read_case(case: Case, name: str) -> Source:

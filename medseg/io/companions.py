@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from medseg.io.image import split_channel
+
 _LONGEST_HEADER = 2**16
 _DATA_FILE = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)(.*)$", re.MULTILINE | re.IGNORECASE)
-_CHANNEL = re.compile(r"_\d{4}$")
 
 
 def companions(path: Path) -> list[Path]:
@@ -25,6 +26,6 @@ def companions(path: Path) -> list[Path]:
             text = file.read(_LONGEST_HEADER).decode("utf-8", "surrogateescape")
         names = [name.strip() for name in _DATA_FILE.findall(text)]
     elif ending in (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg"):
-        names = [f"{path.stem}.json", f"{_CHANNEL.sub('', path.stem)}.json"]
+        names = [f"{path.stem}.json", f"{split_channel(path.stem)[0]}.json"]
     found = [path.parent / name for name in dict.fromkeys(names) if name != path.name]
     return [file for file in found if file.is_file() and file != path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ ENDINGS = (
 )  # fmt: skip
 """Endings of the image files medseg knows, the longest of a family first."""
 
+_CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})", re.DOTALL)
+
 
 def split_ending(name: str) -> tuple[str, str]:
     """Split a file name into stem and known ending, the ending in lower case.
@@ -41,6 +44,17 @@ def split_ending(name: str) -> tuple[str, str]:
         f"{name!r} has an unknown ending; expected one of: {', '.join(ENDINGS)}. "
         "Convert the image to one of these formats."
     )
+
+
+def split_channel(stem: str) -> tuple[str, int | None]:
+    """Return case and channel number of `CASE_NNNN`, or the stem and None.
+
+    Examples:
+        >>> split_channel("a_12_0003"), split_channel("a_12")
+        (('a_12', 3), ('a_12', None))
+    """
+    match = _CHANNEL_SUFFIX.fullmatch(stem)
+    return (match["case"], int(match["channel"])) if match else (stem, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import DatasetError, GeometryError
-from medseg.io.image import Header, plain, split_ending
+from medseg.io.image import Header, plain, split_channel, split_ending
 
 Spacing = tuple[float, float, float]
 
-_CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 _PLACE_TOLERANCE = 1e-3
 
 
@@ -34,7 +32,7 @@ def read_spacing(path: Path) -> Spacing | None:
         Name and order of the file: behaviour of nnU-Net 2.8.1 `Tiff3DIO`.
     """
     stem = split_ending(path.name)[0]
-    for name in dict.fromkeys((stem, _CHANNEL_SUFFIX.sub("", stem))):
+    for name in dict.fromkeys((stem, split_channel(stem)[0])):
         file = path.with_name(f"{name}.json")
         content = _read_object(file)
         if content is not None and "spacing" in content:

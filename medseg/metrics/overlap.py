@@ -75,7 +75,7 @@ class JointCounts:
         counts: Voxels by (value of the prediction, value of the reference), shape (L, L).
     """
 
-    values: NDArray[np.int64]
+    values: NDArray[np.integer[Any]]
     counts: NDArray[np.int64]
 
     def overlap(self, values: Iterable[int]) -> Overlap:
@@ -126,7 +126,7 @@ def joint_counts(
 
 
 def _positions(
-    values: NDArray[np.int64], segmentation: NDArray[np.integer[Any]]
+    values: NDArray[np.integer[Any]], segmentation: NDArray[np.integer[Any]]
 ) -> NDArray[np.integer[Any]]:
     """Return where in an ascending list each value of a label map stands."""
     if np.array_equal(values, np.arange(len(values))):

@@ -99,6 +99,12 @@ def describe(folder: Path, channels: Sequence[str], labels: dict[str, Any], case
     (folder / "dataset.json").write_text(json.dumps(values))
 
 
+def judge(what: str, *, is_met: bool) -> bool:
+    """Print a line that says whether a limit is met, and return it."""
+    print(f"{'met' if is_met else 'short'}: {what}", flush=True)
+    return is_met
+
+
 def disk_bytes(folder: Path) -> int:
     """Return the sum of the sizes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

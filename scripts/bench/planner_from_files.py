@@ -180,15 +180,14 @@ def main(arguments: list[str]) -> int:
         start = time.perf_counter()
         ours = [plan_here(source, root / "work") for source in sources]
         middle = time.perf_counter()
-        jobs = [job(read_dataset(source)) for source in sources]
-        theirs = planned_by_peer(jobs, options.peer_python)
+        specs = [read_dataset(source) for source in sources]
+        theirs = planned_by_peer(map(job, specs), options.peer_python)
         print(f"{middle - start:.1f} s here, {time.perf_counter() - middle:.1f} s with nnU-Net")
     num_equal, num_others = 0, 0
     changed = []
-    for source, plans, result in zip(sources, ours, theirs, strict=True):
+    for source, spec, plans, result in zip(sources, specs, ours, theirs, strict=True):
         lines = list(compare(result["plans"], plans[False]))
-        channels = read_dataset(source).channels
-        maps, others = by_own_rule(compare(result["plans"], plans[True]), channels)
+        maps, others = by_own_rule(compare(result["plans"], plans[True]), spec.channels)
         others = [line for line in others if line not in lines]
         shown = plans[False]["ExperimentPlanner"]
         print(

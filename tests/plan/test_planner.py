@@ -71,7 +71,11 @@ def test_equals_stored_plans_of_nnunet(parity):
 @pytest.mark.skipif(not SHARED.exists(), reason=f"no reference plans at {SHARED}")
 def test_equals_all_shared_plans_of_nnunet(parity, capsys):
     assert parity.main([str(SHARED)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "equal 45 of 45"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "with the shipped rule for parameter maps: 5 of 45 differ, in the normalisation of ADC "
+        "alone",
+        "equal 45 of 45",
+    ]
 
 
 def test_the_comparison_notices_a_difference(parity, tmp_path, capsys):
@@ -83,6 +87,70 @@ def test_the_comparison_notices_a_difference(parity, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "configurations.2d.batch_size: expected" in lines[0]
     assert lines[-1] == "equal 1 of 2"
+
+
+def _compared(parity, entries, tmp_path, capsys):
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps(entries))
+    status = parity.main([str(path)])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_nothing_compared_is_not_equal(parity, tmp_path, capsys):
+    """An empty list, an entry without plans, and plans without content."""
+    assert _compared(parity, [], tmp_path, capsys) == (2, [])
+    entries = json.loads(STORED.read_text())[:2]
+    for plans, said in (({}, "no plans"), ({"ExperimentPlanner": {}}, "configurations: expected")):
+        status, lines = _compared(
+            parity, [entries[0], entries[1] | {"plans": plans}], tmp_path, capsys
+        )
+        assert status == 1
+        assert lines[-1] == "equal 1 of 2"
+        assert any(said in line for line in lines)
+
+
+@pytest.mark.parametrize("kept_share", [0.5, 0.9])
+def test_the_shipped_rule_may_change_the_normalisation_of_maps_and_nothing_else(
+    parity, tmp_path, capsys, kept_share
+):
+    """Below three quarters a z-score uses the mask and a map does not: normalisation as well."""
+    entry = json.loads(STORED.read_text())[0]
+    names = ("T2w", "ADC", "qT1", "CT")
+    entry["dataset"]["channel_names"] = {str(index): name for index, name in enumerate(names)}
+    entry["fingerprint"]["median_relative_size_after_cropping"] = kept_share
+    spec = parity.read_spec(entry["dataset"])
+    fingerprint = parity.read_fingerprint(entry["fingerprint"], 4)
+    plans = make_plans(fingerprint, spec, quantitative=False)
+    entry["plans"] = {"ExperimentPlanner": json.loads(json.dumps(parity.as_reference(plans)))}
+    status, lines = _compared(parity, [entry], tmp_path, capsys)
+    assert (status, lines[-2:]) == (
+        0,
+        [
+            "with the shipped rule for parameter maps: 1 of 1 differ, in the normalisation of ADC, "
+            "qT1 alone",
+            "equal 1 of 1",
+        ],
+    )
+    found = [
+        "ExperimentPlanner: configurations.2d.normalization_schemes[1]: expected a, found b",
+        "ExperimentPlanner: configurations.2d.normalization_schemes[3]: expected a, found b",
+        "ExperimentPlanner: configurations.2d.batch_size: expected 2, found 3",
+    ]
+    assert parity.by_own_rule(found, names) == ({"ADC"}, found[1:])
+
+
+def test_a_shipped_rule_that_changes_more_fails(parity, tmp_path, capsys, monkeypatch):
+    def make(*arguments, quantitative, **options):
+        plans = make_plans(*arguments, quantitative=quantitative, **options)
+        first = plans.configurations["2d"]
+        larger = first.model_copy(update={"batch_size": first.batch_size + quantitative})
+        return plans.model_copy(update={"configurations": {**plans.configurations, "2d": larger}})
+
+    monkeypatch.setattr(parity, "make_plans", make)
+    status, lines = _compared(parity, json.loads(STORED.read_text())[:1], tmp_path, capsys)
+    assert status == 1
+    assert "with the shipped rule: ExperimentPlanner: configurations.2d.batch_size" in lines[0]
+    assert lines[-1] == "equal 1 of 1"
 
 
 def test_planning_imports_no_torch_and_takes_less_than_a_second():

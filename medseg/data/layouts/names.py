@@ -6,7 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from medseg.io.image import ENDINGS, PICTURE_ENDINGS, TIFF_ENDINGS, split_ending
+from medseg.io.image import ENDINGS, PICTURE_ENDINGS, TIFF_ENDINGS, split_channel, split_ending
 
 MANIFEST = "medseg.json"
 """The manifest that `dataset init` writes."""
@@ -19,7 +19,6 @@ TABLE_ENDINGS = (".csv", ".tsv", ".txt")
 RASTER_ENDINGS = (*PICTURE_ENDINGS, *TIFF_ENDINGS)
 """Endings of pictures, which may hold several channels (RGB) in one file."""
 
-_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _IMAGE = re.compile(
     rf"(?P<stem>.+?)(?P<ending>{'|'.join(map(re.escape, ENDINGS))})", re.IGNORECASE | re.DOTALL
 )
@@ -62,17 +61,6 @@ def image_name(name: str) -> tuple[str, str] | None:
         return None
     stem = match["stem"]
     return stem if stem.isascii() else unicodedata.normalize("NFC", stem), match["ending"].lower()
-
-
-def split_channel(stem: str) -> tuple[str, int | None]:
-    """Return case and channel number of `CASE_NNNN`, or the stem and None.
-
-    Examples:
-        >>> split_channel("a_12_0003"), split_channel("a_12")
-        (('a_12', 3), ('a_12', None))
-    """
-    match = _CHANNEL_SUFFIX.match(stem)
-    return (match["case"], int(match["channel"])) if match else (stem, None)
 
 
 def may_hold_channels(name: str, case: str) -> bool:

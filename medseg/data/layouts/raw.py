@@ -15,8 +15,9 @@ from typing import Any
 from medseg.data.layouts.described import Described, problem, remark
 from medseg.data.layouts.description import channel_names, label_names
 from medseg.data.layouts.listing import Listing
-from medseg.data.layouts.names import fold_pairs, image_name, may_hold_channels, split_channel
+from medseg.data.layouts.names import fold_pairs, image_name, may_hold_channels
 from medseg.errors import DatasetError
+from medseg.io.image import split_channel
 from medseg.schema.check import Problem
 from medseg.schema.dataset import CaseFiles
 
