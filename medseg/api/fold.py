@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from medseg.api.run_folder import FoldRecord, check_record, read_record
+from medseg.api.survey import described_by, is_unchanged, require_same
 from medseg.augment.pipeline import Augmenter
 from medseg.augment.settings import Mirroring, is_anisotropic, mirroring
 from medseg.augment.streams import sample_seed
+from medseg.data.case import case_paths
 from medseg.data.loader import Batch, batches
 from medseg.data.patches import PatchSampler, partial_annotations
 from medseg.data.splits import SPLIT_FILE, Split
@@ -35,6 +37,7 @@ from medseg.preprocess.keys import entry_key, index_mark
 from medseg.report.figures import progress_figure
 from medseg.schema.base import read, write
 from medseg.schema.check import CheckReport
+from medseg.schema.dataset import DatasetSpec
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.recipe import Recipe
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
@@ -298,24 +301,44 @@ def _entries(run: FoldRun) -> dict[str, Entry]:
 
 
 def _require_current(run: FoldRun, index: Mapping[str, str]) -> None:
-    """Refuse entries that were made from other files or labels than the dataset has now.
+    """Refuse entries made from other files or labels than the dataset has now.
+
+    Files are compared by size and time. Those of training cases may be gone, since the store has
+    what is needed; those of validation cases are read at the end.
 
     Raises:
         DatasetError: With the cases.
     """
-    labels = LabelScheme.from_spec(run.folder.spec())
-    facts = read(CheckReport, run.folder.check_path).cases
+    spec, validation = run.folder.spec(), run.split.validation
+    labels = LabelScheme.from_spec(spec)
+    report = read(CheckReport, run.folder.check_path)
+    require_same(spec, report.skipped, described_by(spec))
+    gone = {case for case in index if not all(path.is_file() for path in _files(spec, case))}
+    if missing := sorted(gone & set(validation)):
+        raise DatasetError(
+            f"files of {len(missing)} validation cases of {run.fold} are missing below "
+            f"{spec.source}: {', '.join(missing[:5])}. They are read after training; put them "
+            "back, or give the new path of the dataset to 'medseg plan-and-preprocess'."
+        )
+    facts = report.cases
     stale = [
         case
         for case, key in index.items()
-        if case not in facts or entry_key(facts[case], labels, run.plans, run.configuration) != key
+        if case not in facts
+        or entry_key(facts[case], labels, run.plans, run.configuration) != key
+        or (case not in gone and not is_unchanged(spec, case, facts[case]))
     ]
     if stale:
         raise DatasetError(
             f"{len(stale)} cases were preprocessed for {run.config!r} before their files or the "
             f"labels of the dataset changed: {', '.join(sorted(stale)[:5])}. "
-            "Run 'medseg preprocess' again."
+            "Run 'medseg plan-and-preprocess' again."
         )
+
+
+def _files(spec: DatasetSpec, case: str) -> list[Path]:
+    channels, segmentation = case_paths(spec, case)
+    return [*channels, *([segmentation] if segmentation else [])]
 
 
 def _validation_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -213,4 +214,5 @@ def next_step(found: Found, path: Path) -> str:
     is_beside = path.parent.resolve() == found.folder.resolve()
     why = "" if is_beside else "\n(not beside the data: that folder is read-only)"
     data = found.folder if found.table is None else found.table
-    return f"Wrote {path}{why}\nLook through it, then: medseg plan-and-preprocess {data}"
+    command = f"medseg plan-and-preprocess {shlex.quote(str(data))}"
+    return f"Wrote {path}{why}\nLook through it, then: {command}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,11 @@ class Request:
             raise PlanError(
                 "--from takes the plans of a model as they are; leave out --gpu-memory and "
                 "--target-spacing."
+            )
+        asked = self.target_spacing
+        if asked is not None and not (len(asked) == 3 and all(0 < v < math.inf for v in asked)):
+            raise PlanError(
+                f"target spacing is {asked}; expected 3 positive numbers (I, J, K), in mm."
             )
         is_there = folder.plans_path(self.name).is_file()
         if self.replan and is_there:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from medseg.api.planning import Request, settle_plans
-from medseg.api.survey import Survey, described_by, survey
+from medseg.api.survey import Survey, described_by, require_same, survey
 from medseg.data.case import load_case
 from medseg.data.dataset import scan_dataset
 from medseg.data.splits import settle_splits
@@ -88,7 +88,8 @@ def plan(
     request = _request(plans, gpu_memory, target_spacing, from_bundle, replan)
     folder, _ = Workspace(Path(workspace)).find(dataset)
     request.check(folder)
-    result, messages = settle_plans(folder, folder.spec(), folder.fingerprint(), request)
+    measured = folder.fingerprint()
+    result, messages = settle_plans(folder, folder.spec(), measured, request)
     _tell(messages)
     write_plans(folder.plans_path(plans), result)
     return result
@@ -141,34 +142,11 @@ def preprocess(
     spec = folder.spec()
     found = survey(folder, spec, exact=False, workers=workers, progress=progress)
     found = found.with_skipped(folder)
-    _require_same(spec, found.report.skipped, source or described_by(spec))
+    require_same(spec, found.report.skipped, source or described_by(spec))
     found.require_usable()
     if found.looked_at:
         _save(folder, found, found.fingerprint())
     return _fill_store(folder, found, resolved, chosen, workers=workers, progress=progress)
-
-
-def _require_same(spec: DatasetSpec, skipped: Sequence[str], path: Path) -> None:
-    """Refuse to go on with a dataset whose description has changed since it was measured.
-
-    Raises:
-        DatasetError: With what differs.
-    """
-    if not path.exists():
-        return
-    now, _ = scan_dataset(path)
-    kept = {case: files for case, files in now.cases.items() if case not in skipped}
-    changed = [name for name in DatasetSpec.model_fields if name not in ("cases", "name")]
-    differences = [name for name in changed if getattr(now, name) != getattr(spec, name)]
-    cases = [case for case in {**spec.cases, **kept} if spec.cases.get(case) != kept.get(case)]
-    if cases:
-        more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
-        differences.append(f"cases {', '.join(sorted(cases)[:5])}{more}")
-    if differences:
-        raise DatasetError(
-            f"{path}: the dataset has changed since it was measured ({'; '.join(differences)}). "
-            "Run 'medseg plan-and-preprocess' instead: it takes in what is new and keeps the rest."
-        )
 
 
 def plan_and_preprocess(  # noqa: PLR0913 - one option of the command each

@@ -11,6 +11,7 @@ from medseg.check.case import CHECK_VERSION, inspect_case
 from medseg.check.dataset import compare_cases, unseen
 from medseg.check.files import signature
 from medseg.data.case import case_paths
+from medseg.data.dataset import scan_dataset
 from medseg.data.store import digest
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import ConfigError, DatasetError
@@ -98,7 +99,11 @@ class Survey:
         if len(self.errors) > _MAX_LISTED:
             lines.append(f"  ... and {len(self.errors) - _MAX_LISTED} more")
         advice = "Correct them ('medseg dataset check' shows all, --fix corrects what is safe)"
-        advice += "." if whole else ", or leave these cases out with --skip-bad."
+        advice += (
+            "."
+            if whole
+            else ", or leave these cases out with 'medseg plan-and-preprocess --skip-bad'."
+        )
         head = f"dataset {self.spec.name!r}: {count}; nothing was written"
         raise DatasetError("\n".join([head, *lines, advice]))
 
@@ -142,7 +147,7 @@ def survey(
         case
         for case in spec.cases
         if case not in facts
-        or not _is_unchanged(spec, case, facts[case])
+        or not is_unchanged(spec, case, facts[case])
         or not _is_good(facts[case], known.get(case), num_samples, exact)
     ]
     for case, (found, drawn) in _look(spec, stale, num_samples, workers, progress).items():
@@ -166,6 +171,29 @@ def described_by(spec: DatasetSpec) -> Path:
     return Path(spec.description or spec.source)
 
 
+def require_same(spec: DatasetSpec, skipped: Sequence[str], path: Path) -> None:
+    """Refuse to go on with a dataset whose description has changed since it was measured.
+
+    Raises:
+        DatasetError: With what differs.
+    """
+    if not path.exists():
+        return
+    now, _ = scan_dataset(path)
+    kept = {case: files for case, files in now.cases.items() if case not in skipped}
+    changed = [name for name in DatasetSpec.model_fields if name not in ("cases", "name")]
+    differences = [name for name in changed if getattr(now, name) != getattr(spec, name)]
+    cases = [case for case in {**spec.cases, **kept} if spec.cases.get(case) != kept.get(case)]
+    if cases:
+        more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
+        differences.append(f"cases {', '.join(sorted(cases)[:5])}{more}")
+    if differences:
+        raise DatasetError(
+            f"{path}: the dataset has changed since it was measured ({'; '.join(differences)}). "
+            "Run 'medseg plan-and-preprocess' instead: it takes in what is new and keeps the rest."
+        )
+
+
 def _previous(folder: DatasetFolder, made_with: str) -> CheckReport | None:
     """Return the report of the last survey, if it was made by the same rules."""
     if not folder.check_path.is_file():
@@ -177,7 +205,7 @@ def _previous(folder: DatasetFolder, made_with: str) -> CheckReport | None:
     return report if report.made_with == made_with else None
 
 
-def _is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
+def is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
     """Return whether the case has the files, sizes, times and annotated labels it had."""
     entry = spec.cases[case]
     names = [*entry.channels, *([entry.segmentation] if entry.segmentation else [])]

@@ -111,6 +111,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
 def format_json(values: Any, width: int = 100, indent: int = 0) -> str:
     """Return JSON with every list or object that fits into one line kept on one line.
 
@@ -124,7 +128,7 @@ def format_json(values: Any, width: int = 100, indent: int = 0) -> str:
     pad = " " * (indent + 2)
     if isinstance(values, dict):
         items = [
-            f"{pad}{json.dumps(str(key))}: {format_json(item, width, indent + 2)}"
+            f"{pad}{_quoted(str(key))}: {format_json(item, width, indent + 2)}"
             for key, item in values.items()
         ]
         return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"

@@ -413,3 +413,46 @@ def test_skipped_cases_stay_on_record(raw):
     os.utime(raw / "labelsTr/case_4.nii.gz", (1, 1))
     prepare.preprocess(raw, configurations=["2d"], workspace=raw.parent / "work", workers=1)
     assert read_json(folder_of(raw).check_path)["skipped"] == ["case_5"]
+
+
+def test_training_notices_what_changed_since(raw):
+    """Another name for a label; another label map; a validation image that is gone."""
+    from medseg.api.training import train
+
+    run(raw)
+    options = {"workspace": raw.parent / "work", "iterations": 1}
+    description = (raw / "dataset.json").read_text()
+    (raw / "dataset.json").write_text(description.replace("lesion", "tumour"))
+    with pytest.raises(DatasetError, match=r"has changed.*labels.*plan-and-preprocess"):
+        train(raw.name, "3d_fullres", 0, **options)
+    (raw / "dataset.json").write_text(description)
+
+    split = read_json(folder_of(raw).splits_path)[0]
+    labels = raw / f"labelsTr/{split['train'][0]}.nii.gz"
+    image = read_segmentation(labels)
+    write_nifti(labels, np.maximum(image.array, 1), image.affine)
+    with pytest.raises(DatasetError, match=rf"1 cases.*files.*{split['train'][0]}"):
+        train(raw.name, "3d_fullres", 0, **options)
+    run(raw)
+
+    gone = raw / f"imagesTr/{split['validation'][0]}_0000.nii.gz"
+    gone.rename(raw / "kept")
+    with pytest.raises(DatasetError, match=rf"validation cases.*{split['validation'][0]}"):
+        train(raw.name, "3d_fullres", 0, **options)
+
+
+def test_a_misspelt_column_is_named(raw):
+    from medseg.data.dataset import scan_dataset
+
+    lines = ["case;T1w;FLAIR;segmentation;gruop"]
+    lines += [
+        f"c{n};imagesTr/case_{n}_0000.nii.gz;imagesTr/case_{n}_0001.nii.gz;"
+        f"labelsTr/case_{n}.nii.gz;p{n % 3}"
+        for n in range(1, 7)
+    ]
+    (raw / "table.csv").write_text("\n".join(lines))
+    (raw / "table.json").write_text(
+        json.dumps({"channels": ["T1w", "FLAIR"], "labels": {"background": 0, "organ": 1, "x": 2}})
+    )
+    _, problems = scan_dataset(raw / "table.csv")
+    assert any("gruop" in p.message and "group" in p.message for p in problems)

@@ -163,7 +163,7 @@ def test_the_lists_above_hold_every_field_that_matters(plans):
     assert set(ARCHITECTURE) == set(type(entry.architecture).model_fields)
     assert {*CONFIGURATION, "architecture"} == set(type(entry).model_fields)
     others = {"format_version", "name", "dataset", "why", "inherits", "configurations"}
-    others |= {"asked_gpu_memory_gb", "asked_target_spacing"}
+    others |= {"asked_gpu_memory_gb", "asked_target_spacing", "taken_from"}
     assert set(SHARED) | others == set(type(plans).model_fields)
 
 

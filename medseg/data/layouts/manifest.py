@@ -102,6 +102,8 @@ def _described(
 ) -> Described:
     reader = _Reader(path, ())
     reader.channels = _channels(description, rows, columns, reader)
+    if columns is not None:
+        _remark_unread(columns, reader)
     cases: dict[str, CaseFiles] = {}
     seen: dict[str, str] = {}
     for row in rows:
@@ -178,16 +180,22 @@ def _image_columns(
     channels = tuple(
         name for name in free if any(image_name(str(row.values.get(name, ""))) for row in rows)
     )
-    others = [name for name in free if name not in channels]
     if not channels:
         raise ConfigError(
             f"{reader.path}: it names no channel; expected a column of image files per channel, "
             "such as T1w, or 'image' where there is one, or a list 'channels' in the JSON."
         )
-    if others and columns is not None:
-        text = f"columns without image files are not read: {', '.join(others)}"
-        reader.problems.append(remark("manifest", text))
     return channels
+
+
+def _remark_unread(columns: Sequence[str], reader: _Reader) -> None:
+    """Say which columns of a table are not read, and what a misspelt one may mean."""
+    known = (*RESERVED, IMAGE, IMAGES, *reader.channels)
+    unread = [name for name in columns if name not in known]
+    if unread:
+        hints = "".join(near_names(name, list(RESERVED)) for name in unread)
+        text = f"columns that are not read: {', '.join(unread)}.{hints}"
+        reader.problems.append(remark("manifest", text))
 
 
 def _case_id(row: Row, reader: _Reader) -> str | None:

@@ -103,7 +103,7 @@ def test_table_without_labels_says_how_to_get_them(folder):
 def test_columns_that_are_no_images_are_left_aside_aloud(folder, caplog):
     text = "case,age,image,segmentation,\np1,63,a b/p1.nii,seg/p1.png,\n"
     assert read_dataset(write(folder, text)).channels == ("image",)
-    assert "columns without image files are not read: age" in caplog.text
+    assert "columns that are not read: age" in caplog.text
 
 
 def test_listed_channels_choose_the_columns(folder):
