@@ -7,7 +7,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -73,6 +72,8 @@ def _reached(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], ...]:
 
 def _holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the components of the background that touch no face of the array."""
+    from scipy import ndimage  # takes a while to import, and most images need it not
+
     components, count = ndimage.label(~mask)
     is_hole = np.ones(count + 1, dtype=np.bool_)
     is_hole[0] = False

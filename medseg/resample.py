@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +93,8 @@ def axis_matrix(length_in: int, length_out: int, order: Literal[0, 1, 3]) -> NDA
     Source:
         `scipy.ndimage.zoom` with `grid_mode=True, mode="nearest"`, as in scikit-image's `resize`.
     """
+    from scipy import ndimage  # only where something is resampled: it takes a while to import
+
     identity = np.eye(length_in)
     zoom = (length_out / length_in, 1)
     matrix: NDArray[np.float64] = ndimage.zoom(
@@ -392,6 +393,8 @@ def _blend(
 @lru_cache(maxsize=256)
 def _nearest(length_in: int, length_out: int) -> Index:
     """Return the input index nearest to every output voxel of an axis."""
+    from scipy import ndimage
+
     positions = np.arange(length_in, dtype=np.float64)
     zoom = length_out / length_in
     nearest = ndimage.zoom(positions, zoom, order=0, mode="nearest", grid_mode=True)

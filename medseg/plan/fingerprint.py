@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ SEED = 1234
 """Seed of the draw, the same in every case."""
 DRAW = 1 << 22
 """Voxels drawn at a time."""
+_STREAM_LIMIT = 1 << 20
+_BLOCK = 1 << 10
 FEW_PIXELS = 1 << 16
 """Pixels up to which draws are counted pixel by pixel."""
 SPACING_DIGITS = 6
@@ -123,6 +126,10 @@ def draw_samples(
     Returns:
         One table for each channel; empty tables if there is no foreground.
     """
+    if len(channels) == 1 and 1 < (num_pixels := int(np.count_nonzero(foreground))) <= FEW_PIXELS:
+        times = times_drawn(num_pixels, num_samples, seed)
+        if times is not None:
+            return (_weighed(channels[0][foreground], times),)
     generator = np.random.RandomState(seed)
     found = []
     for channel in channels:
@@ -145,9 +152,7 @@ def _table(pixels: Float32, num_samples: int, generator: np.random.RandomState) 
         times = np.zeros(len(pixels), dtype=np.int64)
         for draw in draws:
             times += np.bincount(draw, minlength=len(pixels))
-        values, place = np.unique(pixels[times > 0], return_inverse=True)
-        counts = np.bincount(place, weights=times[times > 0])
-        return Samples(values=values, counts=counts.astype(np.int32))
+        return _weighed(pixels, times)
     if (steps := _as_steps(pixels)) is not None:
         lowest, levels = steps
         times = np.zeros(int(levels.max()) + 1, dtype=np.int64)
@@ -162,6 +167,47 @@ def _table(pixels: Float32, num_samples: int, generator: np.random.RandomState) 
     drawn.sort()
     ends = np.append(np.flatnonzero(drawn[1:] != drawn[:-1]), num_samples - 1)
     return Samples(values=drawn[ends], counts=np.diff(ends, prepend=-1).astype(np.int32))
+
+
+def _weighed(pixels: Float32, times: npt.NDArray[np.int64]) -> Samples:
+    """Return the table of pixels each of which was drawn a number of times."""
+    values, place = np.unique(pixels[times > 0], return_inverse=True)
+    counts = np.bincount(place, weights=times[times > 0])
+    return Samples(values=values, counts=counts.astype(np.int32))
+
+
+def times_drawn(num_pixels: int, num_samples: int, seed: int) -> npt.NDArray[np.int64] | None:
+    """Return how often each pixel is drawn by a new legacy generator's first draw.
+
+    The generator masks a stream of 32-bit numbers and rejects what is too large. The stream is the
+    same for every case of a data set, so it is made once; nothing else depends on the case.
+
+    Args:
+        num_pixels: At least 2.
+        num_samples: Draws.
+        seed: Seed of the generator.
+
+    Returns:
+        (num_pixels) counts; None where the stream that is kept is too short.
+    """
+    bits = (num_pixels - 1).bit_length()
+    stream = _stream(seed, min(num_samples, _STREAM_LIMIT) * 2 + _BLOCK)
+    length = min(len(stream), int(num_samples * 2**bits / num_pixels * 1.02) + _BLOCK)
+    numbers = stream[: length - length % _BLOCK] & np.uint32(2**bits - 1)
+    accepted = np.cumsum((numbers < num_pixels).reshape(-1, _BLOCK).sum(1))
+    block = int(np.searchsorted(accepted, num_samples))
+    if block == len(accepted):
+        return None
+    before = int(accepted[block - 1]) if block else 0
+    last = numbers[block * _BLOCK : (block + 1) * _BLOCK]
+    end = int(np.flatnonzero(last < num_pixels)[num_samples - before - 1]) + 1
+    return np.bincount(numbers[: block * _BLOCK + end], minlength=2**bits)[:num_pixels]
+
+
+@lru_cache(maxsize=1)
+def _stream(seed: int, length: int) -> npt.NDArray[np.uint32]:
+    generator = np.random.RandomState(seed)
+    return generator.randint(0, 2**32, length, dtype=np.uint32)
 
 
 def _as_steps(pixels: Float32) -> tuple[int, npt.NDArray[np.uint16]] | None:

@@ -14,6 +14,7 @@ from medseg.plan.fingerprint import (
     percentiles,
     pool,
     samples_per_case,
+    times_drawn,
 )
 
 SPACING = (0.8, 1.5, 3.0)
@@ -188,3 +189,16 @@ def test_the_median_case_decides_the_relative_size():
 def test_samples_of_a_data_set_are_a_hundred_million():
     assert samples_per_case(1) == 100_000_000
     assert samples_per_case(3) == 33_333_333
+
+
+@pytest.mark.parametrize("num_pixels", [2, 3, 255, 256, 257, 1500, 4096, 65_536])
+@pytest.mark.parametrize("num_samples", [1, 1023, 60_000])
+def test_the_shared_stream_draws_as_the_generator_does(num_pixels, num_samples):
+    drawn = np.random.RandomState(77).randint(0, num_pixels, num_samples)
+    times = times_drawn(num_pixels, num_samples, 77)
+    np.testing.assert_array_equal(times, np.bincount(drawn, minlength=num_pixels))
+
+
+def test_more_draws_than_the_stream_has_are_left_to_the_generator(monkeypatch):
+    monkeypatch.setattr(fingerprint, "_STREAM_LIMIT", 1000)
+    assert times_drawn(129, 5000, 3) is None
