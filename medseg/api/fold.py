@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from medseg.api.run_folder import FoldRecord, check_record, read_record
-from medseg.api.survey import described_by, is_unchanged, require_same
+from medseg.api.survey import described_by, has_same_content, is_unchanged, require_same
 from medseg.augment.pipeline import Augmenter
 from medseg.augment.settings import Mirroring, is_anisotropic, mirroring
 from medseg.augment.streams import sample_seed
@@ -303,8 +303,9 @@ def _entries(run: FoldRun) -> dict[str, Entry]:
 def _require_current(run: FoldRun, index: Mapping[str, str]) -> None:
     """Refuse entries made from other files or labels than the dataset has now.
 
-    Files are compared by size and time. Those of training cases may be gone, since the store has
-    what is needed; those of validation cases are read at the end.
+    Files are compared by size and time, and by their bytes where these differ. Those of training
+    cases may be gone, since the store has what is needed; those of validation cases are read at
+    the end.
 
     Raises:
         DatasetError: With the cases.
@@ -326,7 +327,11 @@ def _require_current(run: FoldRun, index: Mapping[str, str]) -> None:
         for case, key in index.items()
         if case not in facts
         or entry_key(facts[case], labels, run.plans, run.configuration) != key
-        or (case not in gone and not is_unchanged(spec, case, facts[case]))
+        or not (
+            case in gone
+            or is_unchanged(spec, case, facts[case])
+            or has_same_content(spec, case, facts[case])
+        )
     ]
     if stale:
         raise DatasetError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medseg.check.case import CHECK_VERSION, inspect_case
 from medseg.check.dataset import compare_cases, unseen
-from medseg.check.files import signature
+from medseg.check.files import content_hash, signature
 from medseg.data.case import case_paths
 from medseg.data.dataset import scan_dataset
 from medseg.data.store import digest
@@ -221,6 +221,17 @@ def is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
         if found != file.stamps:
             return False
     return True
+
+
+def has_same_content(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
+    """Return whether the case's files hold the bytes they held, whatever their times say."""
+    entry = spec.cases[case]
+    names = [*entry.channels, *([entry.segmentation] if entry.segmentation else [])]
+    try:
+        found = tuple(content_hash(Path(spec.source) / name) for name in names)
+    except OSError:
+        return False
+    return found == facts.content and entry.annotated_labels == facts.annotated_labels
 
 
 def _is_good(facts: CaseFacts, drawn: Drawn | None, num_samples: int, exact: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -441,11 +442,11 @@ def _rename_once(part: Path, target: Path) -> None:
         try:
             os.rename(part, target)
             return
-        except OSError:
+        except OSError as error:
             if _is_whole(target):
                 shutil.rmtree(part, ignore_errors=True)
                 return
-            if attempt == _RENAMES - 1 or not target.exists():
+            if attempt == _RENAMES - 1 or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         aside = part.with_name(f"{part.stem}.damaged{attempt}.part")
         with contextlib.suppress(FileNotFoundError):  # another process was faster
