@@ -19,7 +19,6 @@ from medseg.api.survey import described_by, has_same_content, is_unchanged, requ
 from medseg.augment.pipeline import Augmenter
 from medseg.augment.settings import Mirroring, is_anisotropic, mirroring
 from medseg.augment.streams import sample_seed
-from medseg.data.case import case_paths
 from medseg.data.loader import Batch, batches
 from medseg.data.patches import PatchSampler, partial_annotations
 from medseg.data.splits import SPLIT_FILE, Split
@@ -37,7 +36,6 @@ from medseg.preprocess.keys import entry_key, index_mark
 from medseg.report.figures import progress_figure
 from medseg.schema.base import read, write
 from medseg.schema.check import CheckReport
-from medseg.schema.dataset import DatasetSpec
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.recipe import Recipe
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
@@ -314,7 +312,8 @@ def _require_current(run: FoldRun, index: Mapping[str, str]) -> None:
     labels = LabelScheme.from_spec(spec)
     report = read(CheckReport, run.folder.check_path)
     require_same(spec, report.skipped, described_by(spec))
-    gone = {case for case in index if not all(path.is_file() for path in _files(spec, case))}
+    root = Path(spec.source)
+    gone = {case for case in index if not all((root / f).is_file() for f in spec.cases[case].files)}
     if missing := sorted(gone & set(validation)):
         raise DatasetError(
             f"files of {len(missing)} validation cases of {run.fold} are missing below "
@@ -339,11 +338,6 @@ def _require_current(run: FoldRun, index: Mapping[str, str]) -> None:
             f"labels of the dataset changed: {', '.join(sorted(stale)[:5])}. "
             "Run 'medseg plan-and-preprocess' again."
         )
-
-
-def _files(spec: DatasetSpec, case: str) -> list[Path]:
-    channels, segmentation = case_paths(spec, case)
-    return [*channels, *([segmentation] if segmentation else [])]
 
 
 def _validation_batches(

@@ -13,13 +13,12 @@ from medseg.data.dataset import read_dataset
 from medseg.data.layouts.contents import with_images, with_labels, with_patients
 from medseg.data.layouts.described import LabelNames
 from medseg.data.layouts.found import Found
-from medseg.data.layouts.manifest import read_listed
+from medseg.data.layouts.manifest import manifest_values, read_listed
 from medseg.data.layouts.names import MANIFEST, MANIFESTS, TABLE_ENDINGS, describing_file
 from medseg.data.layouts.pairing import pair_files
 from medseg.data.workspace import DEFAULT_WORKSPACE, Workspace
 from medseg.errors import DatasetError, MedsegError
 from medseg.schema.base import FORMAT_VERSION, write_json
-from medseg.schema.dataset import CaseFiles
 
 logger = logging.getLogger(__name__)
 
@@ -100,19 +99,26 @@ def write_found(found: Found, *, workspace: str | Path = DEFAULT_WORKSPACE) -> P
     if found.is_described:
         return found.target
     if found.table is not None:
-        settings = _settings(found)
+        settings = manifest_values(found.channels, found.names, found.cases)
         del settings["cases"]
         return _write_new(found.target, settings)
     if found.folder.stat().st_mode & 0o222:
         try:
-            return _write_new(found.target, _settings(found))
+            return _write_new(
+                found.target, manifest_values(found.channels, found.names, found.cases)
+            )
         except OSError as error:
             logger.info("%s cannot be written: %s", found.target, error.strerror)
     root = found.folder.resolve()
     folder, _ = Workspace(Path(workspace)).find(root)
     target = folder.manifest_path
     return _write_new(
-        target, {"format_version": FORMAT_VERSION, "folder": str(root), **_settings(found)}
+        target,
+        {
+            "format_version": FORMAT_VERSION,
+            "folder": str(root),
+            **manifest_values(found.channels, found.names, found.cases),
+        },
     )
 
 
@@ -137,32 +143,6 @@ def _refuse_manifest(folder: Path, workspace: Workspace) -> None:
     for path in (*beside, described_by):
         if path is not None and path.is_file():
             raise _present(path)
-
-
-def _settings(found: Found) -> dict[str, Any]:
-    """Return the content of a manifest."""
-    names = found.names
-    labels: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in names.labels.items()
-    }
-    if names.ignore_label is not None:
-        labels["ignore"] = names.ignore_label
-    values: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "channels": list(found.channels),
-        "labels": labels,
-    }
-    if names.regions_class_order is not None:
-        values["regions_class_order"] = list(names.regions_class_order)
-    values["cases"] = {case: _entry(files) for case, files in found.cases.items()}
-    return values
-
-
-def _entry(files: CaseFiles) -> dict[str, Any]:
-    entry: dict[str, Any] = {"images": list(files.channels), "segmentation": files.segmentation}
-    further = files.model_dump(mode="json", exclude={"channels", "segmentation"})
-    return {**entry, **{key: value for key, value in further.items() if value is not None}}
 
 
 def _listed(path: Path) -> Found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import MedsegError, PlanError
 from medseg.plan.merge import keep_own_configurations
-from medseg.plan.planner import make_plans
+from medseg.plan.planner import make_plans, target_spacing_problem
 from medseg.plan.presets import PRESETS, get_preset
 from medseg.plan.transfer import plan_from
 from medseg.schema.dataset import DatasetSpec
@@ -51,11 +50,10 @@ class Request:
                 "--from takes the plans of a model as they are; leave out --gpu-memory and "
                 "--target-spacing."
             )
-        asked = self.target_spacing
-        if asked is not None and not (len(asked) == 3 and all(0 < v < math.inf for v in asked)):
-            raise PlanError(
-                f"target spacing is {asked}; expected 3 positive numbers (I, J, K), in mm."
-            )
+        if self.target_spacing is not None and (
+            problem := target_spacing_problem(self.target_spacing)
+        ):
+            raise PlanError(problem)
         is_there = folder.plans_path(self.name).is_file()
         if self.replan and is_there:
             self._check_model_is_given(folder.plans(self.name), folder.plans_path(self.name))

@@ -10,7 +10,6 @@ from pathlib import Path
 from medseg.check.case import CHECK_VERSION, inspect_case
 from medseg.check.dataset import compare_cases, unseen
 from medseg.check.files import content_hash, signature
-from medseg.data.case import case_paths
 from medseg.data.dataset import scan_dataset
 from medseg.data.store import digest
 from medseg.data.workspace import DatasetFolder
@@ -208,10 +207,9 @@ def _previous(folder: DatasetFolder, made_with: str) -> CheckReport | None:
 def is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
     """Return whether the case has the files, sizes, times and annotated labels it had."""
     entry = spec.cases[case]
-    names = [*entry.channels, *([entry.segmentation] if entry.segmentation else [])]
     if entry.annotated_labels != facts.annotated_labels:
         return False
-    if [file.path for file in facts.files] != names:
+    if tuple(file.path for file in facts.files) != entry.files:
         return False
     for file in facts.files:
         try:
@@ -226,9 +224,8 @@ def is_unchanged(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
 def has_same_content(spec: DatasetSpec, case: str, facts: CaseFacts) -> bool:
     """Return whether the case's files hold the bytes they held, whatever their times say."""
     entry = spec.cases[case]
-    names = [*entry.channels, *([entry.segmentation] if entry.segmentation else [])]
     try:
-        found = tuple(content_hash(Path(spec.source) / name) for name in names)
+        found = tuple(content_hash(Path(spec.source) / name) for name in entry.files)
     except OSError:
         return False
     return found == facts.content and entry.annotated_labels == facts.annotated_labels
@@ -261,10 +258,7 @@ def _look(
 def _look_at(spec: DatasetSpec, num_samples: int, case_id: str) -> tuple[CaseFacts, Drawn | None]:
     """Check one case and, if it can be used, draw from it."""
     inspection = inspect_case(spec, case_id)
-    facts = inspection.facts.model_copy(
-        update={"annotated_labels": spec.cases[case_id].annotated_labels}
-    )
-    case = inspection.case
+    facts, case = inspection.facts, inspection.case
     if case is None or facts.errors:
         return facts, None
     found = case_fingerprint(
@@ -282,8 +276,8 @@ def _look_at(spec: DatasetSpec, num_samples: int, case_id: str) -> tuple[CaseFac
 
 def _need(spec: DatasetSpec, case: str) -> int:
     """Return roughly the memory in bytes that looking at a case takes."""
-    channels, segmentation = case_paths(spec, case)
-    return _NEED_FACTOR * sum(stored_bytes(p) for p in [*channels, segmentation] if p is not None)
+    root = Path(spec.source)
+    return _NEED_FACTOR * sum(stored_bytes(root / name) for name in spec.cases[case].files)
 
 
 def _line(problem: Problem) -> str:

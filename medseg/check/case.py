@@ -63,6 +63,7 @@ def inspect_case(spec: DatasetSpec, case_id: str) -> Inspection:
         orientation="" if image.grid is None else direction_letters(image.grid),
         channels=tuple(image.channels),
         labels=labels.counts,
+        annotated_labels=entry.annotated_labels,
         problems=tuple(found.problems),
     )
     if found.has_errors:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from medseg.check.grids import Turn, turn_onto
 from medseg.check.intensities import convert
+from medseg.data.layouts.described import LabelNames
+from medseg.data.layouts.manifest import manifest_values
 from medseg.data.layouts.names import MANIFEST, TABLE_ENDINGS
 from medseg.errors import ConfigError, DatasetError, MedsegError
 from medseg.io.colour import one_channel
@@ -23,7 +25,7 @@ from medseg.io.image import Stored
 from medseg.io.integers import NotIntegers, as_integers
 from medseg.io.read import read_stored
 from medseg.io.write import write_image, write_segmentation
-from medseg.schema.base import FORMAT_VERSION, write_json
+from medseg.schema.base import write_json
 from medseg.schema.check import CheckReport, Problem
 from medseg.schema.dataset import CaseFiles, DatasetSpec
 
@@ -83,7 +85,7 @@ def write_fixed(spec: DatasetSpec, report: CheckReport, out: Path) -> Fixed:
     failed: list[str] = []
     for case, entry in spec.cases.items():
         problems = report.cases[case].problems if case in report.cases else ()
-        for name in _files(entry):
+        for name in entry.files:
             target, source = out / names[name], root / name
             fixable = [p for p in problems if p.file == name and p.fix is not None]
             if target.exists():
@@ -118,16 +120,12 @@ def _put(
     return ()
 
 
-def _files(entry: CaseFiles) -> tuple[str, ...]:
-    return (*entry.channels, *([entry.segmentation] if entry.segmentation else []))
-
-
 def _target_names(spec: DatasetSpec, root: Path) -> dict[str, str]:
     """Return file -> its place in the copy: the same, or below `files` where it lies outside."""
     base = os.path.normpath(root)
     names: dict[str, str] = {}
     for case, entry in spec.cases.items():
-        for name in _files(entry):
+        for name in entry.files:
             path = os.path.normpath(root / name)
             inside = path.startswith(base + os.sep)
             relative = os.path.relpath(path, base) if inside else f"files/{case}/{Path(name).name}"
@@ -253,28 +251,19 @@ def _describe(spec: DatasetSpec, names: Mapping[str, str], out: Path) -> None:
 
 
 def _manifest(spec: DatasetSpec, names: Mapping[str, str]) -> dict[str, Any]:
-    labels: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in spec.labels.items()
+    """Return the manifest of the dataset with its files in their new places."""
+    cases = {
+        case: entry.model_copy(
+            update={
+                "channels": tuple(names[name] for name in entry.channels),
+                "segmentation": names[entry.segmentation] if entry.segmentation else None,
+            }
+        )
+        for case, entry in spec.cases.items()
     }
-    if spec.ignore_label is not None:
-        labels["ignore"] = spec.ignore_label
-    values: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "channels": list(spec.channels),
-        "labels": labels,
-    }
-    if spec.regions_class_order is not None:
-        values["regions_class_order"] = list(spec.regions_class_order)
-    values["cases"] = {case: _entry(entry, names) for case, entry in spec.cases.items()}
-    return values
-
-
-def _entry(entry: CaseFiles, names: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {"images": [names[name] for name in entry.channels]}
-    if entry.segmentation is not None:
-        values["segmentation"] = names[entry.segmentation]
-    rest: dict[str, Any] = {"group": entry.group, "fold": entry.fold, "stratum": entry.stratum}
-    if entry.annotated_labels is not None:
-        rest["annotated_labels"] = list(entry.annotated_labels)
-    return values | {key: value for key, value in rest.items() if value is not None}
+    labels = LabelNames(
+        labels=spec.labels,
+        regions_class_order=spec.regions_class_order,
+        ignore_label=spec.ignore_label,
+    )
+    return manifest_values(spec.channels, labels, cases)

@@ -149,14 +149,16 @@ def _cost_problems(
             f"GPU memory is {gpu_memory_gb:g} GB, but {preset.name!r} plans for a machine without "
             "GPU. Leave it out, or take another preset."
         )
-    if target_spacing is not None and not (
-        len(target_spacing) == 3 and all(_is_positive(v) for v in target_spacing)
-    ):
-        problems.append(
-            f"target spacing is {tuple(target_spacing)}; expected 3 positive numbers "
-            "(I, J, K), in mm."
-        )
+    if target_spacing is not None and (problem := target_spacing_problem(target_spacing)):
+        problems.append(problem)
     return problems
+
+
+def target_spacing_problem(spacing: Sequence[float]) -> str | None:
+    """Return what is wrong with a voxel size that is asked for, None if nothing is."""
+    if len(spacing) == 3 and all(_is_positive(value) for value in spacing):
+        return None
+    return f"target spacing is {tuple(spacing)}; expected 3 positive numbers (I, J, K), in mm."
 
 
 def _is_positive(value: float) -> bool:

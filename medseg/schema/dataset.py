@@ -24,6 +24,11 @@ class CaseFiles(Schema):
     annotated_labels: tuple[str, ...] | None = None
     """Names of the labels drawn in this case; None: all. Where others lie is not known."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return every file of the case: channels, then the segmentation if there is one."""
+        return (*self.channels, *([self.segmentation] if self.segmentation else []))
+
 
 class DatasetSpec(Schema):
     """A dataset as medseg sees it; `dataset.json` of a workspace and of a bundle."""

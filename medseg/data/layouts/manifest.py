@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.data.layouts.described import Described, problem, remark
+from medseg.data.layouts.described import Described, LabelNames, problem, remark
 from medseg.data.layouts.description import channel_names, label_names, read_object
 from medseg.data.layouts.listing import Listing
 from medseg.data.layouts.names import image_name, plain_name
@@ -30,7 +30,7 @@ from medseg.data.layouts.rows import (
     settings_beside,
 )
 from medseg.errors import ConfigError, DatasetError, near_names
-from medseg.schema.base import read_json
+from medseg.schema.base import FORMAT_VERSION, read_json
 from medseg.schema.check import Problem
 from medseg.schema.dataset import CaseFiles
 
@@ -83,6 +83,33 @@ def read_listed(path: Path) -> Described:
 def is_manifest(values: Any) -> bool:
     """Return whether what was read from a JSON file is a manifest."""
     return isinstance(values, list) or (isinstance(values, dict) and "cases" in values)
+
+
+def manifest_values(
+    channels: Sequence[str], names: LabelNames, cases: Mapping[str, CaseFiles]
+) -> dict[str, Any]:
+    """Return the content of a manifest in JSON that `read_manifest` reads as these cases."""
+    labels: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in names.labels.items()
+    }
+    if names.ignore_label is not None:
+        labels["ignore"] = names.ignore_label
+    values: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "channels": list(channels),
+        "labels": labels,
+    }
+    if names.regions_class_order is not None:
+        values["regions_class_order"] = list(names.regions_class_order)
+    values["cases"] = {
+        case: {
+            "images": list(files.channels),
+            **files.model_dump(mode="json", exclude={"channels"}, exclude_none=True),
+        }
+        for case, files in cases.items()
+    }
+    return values
 
 
 def _read_json_manifest(path: Path) -> Described:
