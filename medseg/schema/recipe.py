@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -22,6 +22,11 @@ class OptimizerRecipe(Schema):
     """Momentum (Nesterov) of SGD; first beta of Adam and AdamW is 0.9."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Second beta of Adam and AdamW."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from one stage to the next, counted from the logits down the
+    decoder and up the encoder to the stem, which learns slowest; 1: all alike."""
+    freeze_encoder: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run, from its start, in which the encoder does not learn."""
 
 
 class ScheduleRecipe(Schema):
@@ -41,7 +46,10 @@ class LossRecipe(Schema):
     """Which loss."""
 
     name: str = "dice_ce"
-    """`dice_ce`, `dice`, `ce`, or "package.module:Name"; with regions, BCE stands in for CE."""
+    """A name of `medseg.losses` (`dice_ce`, `dice`, `ce`, `dice_topk`, `dice_focal`, `tversky` ...)
+    or "package.module:Name"; with regions, BCE stands in for CE."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Constants of the loss, by its own names, such as {gamma: 2} for `dice_focal`."""
     batch_dice: bool | None = None
     """Pool the Dice over the batch; None takes the plans' decision."""
     deep_supervision: bool = True
@@ -53,8 +61,14 @@ class SamplingRecipe(Schema):
 
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     """Share of a batch's patches (its last samples) that must contain foreground."""
+    foreground_from: Literal["case", "class"] = "case"
+    """What such a patch chooses first: `case`: a case, then one of its structures (as nnU-Net);
+    `class`: a structure, then a case that has it, so that rare ones are seen as often as others."""
+    foreground_unit: Literal["voxel", "lesion"] = "voxel"
+    """What it is centred on: `voxel`: any voxel of the structure alike; `lesion`: any connected
+    part of it alike, so that small lesions are seen as often as large ones."""
     batch_size: PositiveInt | None = None
-    """Patches per step; None takes the plans' decision."""
+    """Patches per step, over all devices; None takes the plans' decision."""
     patch_fraction: float = Field(default=1.0, gt=0, le=1)
     """Edge of training patch and inference tile as a share of the planned one, rounded to what the
     network's strides allow. (Both alike: instance norm sees other statistics in another size.)"""
@@ -89,6 +103,11 @@ class AugmentationRecipe(Schema):
     """Chance of a gamma change (0.7 to 1.5), statistics kept."""
     inverted_gamma_probability: float = Field(default=0.1, ge=0, le=1)
     """Chance of a gamma change of the negated image."""
+    previous_operator_probability: float = Field(default=0.4, ge=0, le=1)
+    """Cascade: chance of a random dilation, erosion, opening or closing of a structure that the
+    stage before found."""
+    previous_removal_probability: float = Field(default=0.2, ge=0, le=1)
+    """Cascade: chance that connected parts of such a structure are taken away."""
     mirror_axes: tuple[NonNegativeInt, ...] | None = None
     """Axes of the patch that may be mirrored, also in test-time augmentation; None: all. The plans
     forbid one where labels have sides that cannot change places."""
@@ -97,8 +116,13 @@ class AugmentationRecipe(Schema):
 class NetworkRecipe(Schema):
     """Changes to the planned network."""
 
-    kind: Literal["plain_unet", "residual_unet"] | None = None
-    """Another kind of network on the planned topology; None keeps the planned one."""
+    kind: str | None = None
+    """Another kind of network on the planned topology: `plain_unet`, `residual_unet`, `mednext_s`,
+    `mednext_b`, `mednext_m`, `mednext_l`, or "package.module:Name"; None keeps the planned one."""
+    kernel_size: Literal[3, 5] | None = None
+    """Kernel of MedNeXt's depthwise convolutions; None: 3."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of a network given as "package.module:Name"."""
     base_features: PositiveInt | None = None
     """Feature channels at full resolution; None keeps the plans'."""
     max_features: PositiveInt | None = None
@@ -136,3 +160,5 @@ class Recipe(Schema):
     """Decay of an exponential moving average of the weights, which then is what is saved."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; auto: bf16 or fp16 where the hardware has them."""
+    compile: Literal["auto", "on", "off", "graphs"] = "auto"
+    """`torch.compile`: `auto` keeps it where it is timed to be faster; `graphs`: with CUDA graphs."""
