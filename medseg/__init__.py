@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         MedsegError,
         PlanError,
     )
-    from medseg.infer.model import CaseError, Model, Result, load
+    from medseg.infer.model import Model, load
+    from medseg.infer.result import CaseError, Result
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,8 @@ __all__ = [
 
 _OWNERS = {
     **dict.fromkeys([name for name in __all__ if name.endswith("Error")], "medseg.errors"),
-    **dict.fromkeys(["CaseError", "Model", "Result", "load"], "medseg.infer.model"),
+    **dict.fromkeys(["Model", "load"], "medseg.infer.model"),
+    **dict.fromkeys(["CaseError", "Result"], "medseg.infer.result"),
     **dict.fromkeys(["Run", "train"], "medseg.api.training"),
     **dict.fromkeys(["crossval", "evaluate"], "medseg.api.judging"),
     "plan_and_preprocess": "medseg.api.prepare",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import ConfigError, DatasetError, near_names
 from medseg.schema.dataset import CaseFiles, DatasetSpec
+from medseg.schema.plans import Configuration
 from medseg.values import distinct_values, places_in, values_at
 
 if TYPE_CHECKING:
@@ -129,6 +130,21 @@ class LabelScheme:
         if self.has_regions:
             return {name: number for number, name in enumerate(self.structures)}
         return {name: index for name, (index,) in self.foreground.items()}
+
+    @property
+    def num_foreground(self) -> int:
+        """Return the number of indices that are neither background nor to be ignored: 1 ... N."""
+        return len(self._declared()) - 1
+
+    def num_previous(self, configuration: Configuration) -> int:
+        """Return how many input channels a network takes for what the stage before it found.
+
+        It is one for each foreground index in a cascade, also with regions; 0 without such a stage.
+
+        Source:
+            nnU-Net v2's cascade.
+        """
+        return 0 if configuration.previous_stage is None else self.num_foreground
 
     def channel_pairs(self, pairs: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
         """Return the indices of pairs of labels, which are their logit channels too.

@@ -7,6 +7,7 @@ import torch
 from medseg.errors import ConfigError, DatasetError
 from medseg.labels import LabelScheme
 from medseg.schema.dataset import CaseFiles, DatasetSpec
+from medseg.schema.plans import Configuration
 
 ORGANS = LabelScheme(labels={"background": 0, "liver": 1, "spleen": 2, "kidney": (3,)})
 PARTIAL = LabelScheme(labels={"background": 0, "liver": 1, "spleen": 2}, ignore_label=3)
@@ -47,6 +48,19 @@ def test_channels_of_regions_are_the_names_without_background():
     assert TUMOUR.num_logits == 3
     assert TUMOUR.foreground == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
     assert TUMOUR.valid_values == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "count"),
+    [(ORGANS, 3), (PARTIAL, 2), (TUMOUR, 3), (ODD, 3), (ODD_REGIONS, 3)],
+    ids=["labels", "with ignore", "regions", "odd values", "regions of odd values"],
+)
+def test_a_cascade_is_told_of_every_value_but_background_and_ignore(scheme, count):
+    """Also with regions; only a configuration with a stage before it takes these channels."""
+    single = Configuration.model_construct(previous_stage=None)
+    second = Configuration.model_construct(previous_stage="3d_lowres")
+    assert scheme.num_foreground == count
+    assert (scheme.num_previous(single), scheme.num_previous(second)) == (0, count)
 
 
 def test_type_grows_with_the_highest_value():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import MedsegError, PlanError
@@ -15,6 +16,9 @@ from medseg.plan.transfer import plan_from
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import Fingerprint, IntensityStatistics
 from medseg.schema.plans import Plans
+
+if TYPE_CHECKING:
+    from medseg.infer.bundle import Bundle
 
 _MOVED = 0.1
 """Shift of a channel's mean, or change of its deviation, that matters, in deviations."""
@@ -121,7 +125,8 @@ def _make(spec: DatasetSpec, fingerprint: Fingerprint, request: Request) -> Plan
         from medseg.infer.bundle import find_bundle, read_bundle
 
         bundle = read_bundle(find_bundle(request.bundle))
-        plans = plan_from(bundle.plans, fingerprint, spec, bundle_channels=bundle.spec.channels)
+        both = _both_stages(bundle)
+        plans = plan_from(both, fingerprint, spec, bundle_channels=bundle.spec.channels)
         origin = f"plans {bundle.plans.name!r} of {bundle.plans.dataset!r}"
         return plans.model_copy(update={"name": request.name, "taken_from": origin})
     return make_plans(
@@ -130,6 +135,16 @@ def _make(spec: DatasetSpec, fingerprint: Fingerprint, request: Request) -> Plan
         name=request.name,
         gpu_memory_gb=request.gpu_memory_gb,
         target_spacing=request.target_spacing,
+    )
+
+
+def _both_stages(bundle: Bundle) -> Plans:
+    """Return a bundle's plans; of a cascade with the configuration of its first stage too."""
+    if bundle.previous is None:
+        return bundle.plans
+    first = bundle.previous.plans.configurations
+    return bundle.plans.model_copy(
+        update={"configurations": {**first, **bundle.plans.configurations}}
     )
 
 

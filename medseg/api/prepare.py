@@ -248,7 +248,11 @@ def _tell(messages: Sequence[str]) -> None:
 
 
 def _chosen(plans: Plans, names: Sequence[str] | None) -> dict[str, Configuration]:
-    return {name: plans.configuration(name) for name in names or plans.configurations}
+    """Return configurations by name, and the first stages of cascades among them."""
+    chosen = {name: plans.configuration(name) for name in names or plans.configurations}
+    stages = [entry.previous_stage for entry in chosen.values()]
+    first = {name: plans.configuration(name) for name in stages if name is not None}
+    return {**first, **chosen}
 
 
 def gigabytes(memory: str | float | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
@@ -102,6 +102,8 @@ def _check_path(name: str) -> None:
                 f"{', '.join(fields)}.{near_names(part, list(fields))}"
             )
         annotation = fields[part].annotation
+        if get_origin(annotation) is dict:
+            return  # options: their owner knows their names
         fields = getattr(annotation, "model_fields", {})
 
 

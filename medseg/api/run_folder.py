@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from medseg.api.recipes import format_recipe
 from medseg.data.splits import SPLIT_FILE, Split
 from medseg.errors import ConfigError
@@ -19,6 +21,18 @@ _ADVICE = "Give the new run a name of its own with --name, or delete the folder.
 _MAX_LISTED = 10
 
 
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class Stretch(Schema):
+    """How long a fold is trained with one schedule."""
+
+    planned_iterations: int | None
+    """Length in optimiser steps; None with a budget."""
+    budget_seconds: float | None
+    """Length in seconds; None with a number of steps."""
+
+
 class FoldRecord(Schema):
     """`run.json` of a fold: what was settled at its start and, once it is trained, what came."""
 
@@ -26,26 +40,49 @@ class FoldRecord(Schema):
     """Version of this file's format."""
     seed: int
     """The seed asked for."""
-    planned_iterations: int | None
-    """Length in optimiser steps; None with a budget."""
-    budget_seconds: float | None
-    """Length in seconds; None with a number of steps."""
+    stretches: tuple[Stretch, ...] = Field(min_length=1)
+    """Its first schedule, and one more for each time it was extended."""
     device: str
     """Where it was trained."""
     precision: str
     """Arithmetic of the network."""
     threads: int
     """Threads of the network's operations on the CPU."""
+    compiled: bool | None = None
+    """Whether the network is compiled; None until that was tried."""
+    processes: int = 1
+    """Processes that each had a share of every batch."""
+    init_from: str | None = None
+    """Bundle whose weights the network started from."""
+    validate_every: int | None = None
+    """Epochs between two validations at full volume."""
     iterations: int | None = None
     """Optimiser steps done, once trained."""
     epochs: int | None = None
     """Epochs done, once trained."""
     seconds_to_last_step: float | None = None
-    """Time from the start of the command to the last step, once trained."""
+    """Time from the start of the command to the last step of the last stretch, once trained."""
     skipped_steps: int | None = None
     """Steps whose loss or gradient was not finite, once trained."""
     best_patch_dice: float | None = None
     """Largest smoothed patch Dice, once trained."""
+    best_full_dice: float | None = None
+    """Largest mean Dice of the validations at full volume, once trained."""
+
+    @property
+    def stretch(self) -> Stretch:
+        """Return the present schedule."""
+        return self.stretches[-1]
+
+    @property
+    def is_trained(self) -> bool:
+        """Return whether the present schedule has come to its end."""
+        return self.iterations is not None
+
+    @property
+    def precision_name(self) -> str:
+        """Return the arithmetic as a recipe spells it."""
+        return _PRECISIONS[self.precision]
 
 
 def check_run(path: Path, recipe: Recipe, plans: Plans, spec: DatasetSpec) -> None:
@@ -89,23 +126,22 @@ def read_split(fold_path: Path) -> Split | None:
     return read(Split, path) if path.is_file() else None
 
 
-def check_record(fold_path: Path, **asked: Any) -> None:
+def check_record(fold_path: Path, record: FoldRecord, **asked: Any) -> None:
     """Check that what is asked for now is what a started fold was started with.
 
     Args:
         fold_path: The fold's folder.
-        **asked: Field of `FoldRecord` -> value; None asks for nothing.
+        record: What it was started with.
+        **asked: Field of `FoldRecord` or of its present stretch -> value; None asks for nothing.
 
     Raises:
         ConfigError: With what differs.
     """
-    record = read_record(fold_path)
-    if record is None:
-        return
+    settled = record.model_dump() | record.stretch.model_dump()
     problems = [
-        f"  {name.replace('_', ' ')}: was {getattr(record, name)}, now {value}"
+        f"  {name.replace('_', ' ')}: was {settled[name]}, now {value}"
         for name, value in asked.items()
-        if value is not None and value != getattr(record, name)
+        if value is not None and value != settled[name]
     ]
     if problems:
         raise ConfigError(
@@ -114,7 +150,7 @@ def check_record(fold_path: Path, **asked: Any) -> None:
                     f"{fold_path}: this fold was started otherwise:",
                     *problems,
                     "Leave these options out to go on with it, use --restart, or give the new run "
-                    "a --name.",
+                    "a --name. A finished fold is trained on with --extend.",
                 ]
             )
         )

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medseg.api.fold import FoldRun, RequestedLength, train_fold
+from medseg.api.cascade import ensure_previous_stage, previous_segmentations
+from medseg.api.fold import train_fold
+from medseg.api.fold_run import FoldRun
+from medseg.api.lengths import requested_length
+from medseg.api.networks import apply_network, scaled_patch
 from medseg.api.recipes import read_recipe
 from medseg.api.run_folder import check_run, claim_run, read_split
 from medseg.api.validation import validate_fold, write_run_bundle
 from medseg.data.splits import Split, make_splits, propose_splits, settle_splits
 from medseg.data.workspace import DEFAULT_WORKSPACE, DatasetFolder, Workspace
-from medseg.errors import BundleError, ConfigError, DatasetError, PlanError
+from medseg.errors import BundleError, ConfigError, DatasetError
 from medseg.schema.metrics import Metrics
-from medseg.schema.plans import Configuration, Plans
-from medseg.schema.recipe import NetworkRecipe, Recipe
+from medseg.schema.plans import Plans
+from medseg.schema.recipe import Recipe
+from medseg.train.distributed import current
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ class Run:
     """The bundle with all folds trained so far."""
     metrics: dict[str, Metrics]
     """Fold -> full-volume validation; the fold "all" has none."""
+    is_main: bool = True
+    """Whether this process is the one, of several that trained together, that validated."""
 
 
 def train(  # noqa: PLR0913 - one option of the command each
@@ -54,6 +60,10 @@ def train(  # noqa: PLR0913 - one option of the command each
     device: str = "auto",
     validate_only: bool = False,
     restart: bool = False,
+    extend: bool = False,
+    validate_every: int | None = None,
+    init_from: str | Path | None = None,
+    track: Sequence[str] | None = None,
     workspace: str | Path = DEFAULT_WORKSPACE,
     progress: bool = False,
     started: float | None = None,
@@ -78,6 +88,10 @@ def train(  # noqa: PLR0913 - one option of the command each
         device: "auto", "cpu", "cuda:N" or "mps".
         validate_only: Judge the weights that are there; train nothing.
         restart: Throw away what this fold has and start anew.
+        extend: Train a finished fold on, with a new schedule of the length given.
+        validate_every: Epochs between two validations at full volume, which then choose "best".
+        init_from: Bundle or run whose weights the network starts from, as far as they fit.
+        track: Services that are told of every epoch: "tensorboard", "wandb", "mlflow".
         workspace: Folder that holds what medseg makes.
         progress: Show progress bars on standard error.
         started: `time.monotonic()` that the budget counts from; None: now.
@@ -89,41 +103,109 @@ def train(  # noqa: PLR0913 - one option of the command each
         BundleError: If there is nothing to validate.
     """
     started = time.monotonic() if started is None else started
-    length = _length(budget, epochs, iterations)
+    length = requested_length(budget, epochs, iterations)
+    _check_options(validate_only=validate_only, restart=restart, extend=extend)
     folder, _ = Workspace(Path(workspace)).find(dataset)
-    path = folder.run_path(plans, config, _run_name(name, recipe))
-    resolved = _recipe_of(path, restart) if validate_only else read_recipe(recipe, set)
-    narrowed = _narrowed(folder.plans(plans), config, resolved)
+    path = folder.run_path(plans, config, run_name(name, recipe))
+    resolved = _recipe_of(path) if validate_only else read_recipe(recipe, set)
+    narrowed = narrowed_plans(folder.plans(plans), config, resolved)
     check_run(path, resolved, narrowed, folder.spec())
-    metrics = {}
     splits = _splits(folder, fold)
     if not restart:
         splits = {name: _kept(path / name, new, folder) for name, new in splits.items()}
-    for number, (fold_name, split) in enumerate(splits.items()):
-        run = FoldRun(
-            folder=folder,
-            plans=narrowed,
-            config=config,
-            recipe=resolved,
-            recipe_name=Path(str(recipe)).stem,
-            path=path,
-            fold=fold_name,
-            split=split,
+    common = FoldRun(
+        folder=folder,
+        plans=narrowed,
+        config=config,
+        recipe=resolved,
+        recipe_name=Path(str(recipe)).stem,
+        path=path,
+        fold="",
+        split=Split(train=(), validation=()),
+        seed=seed,
+        device=device,
+        length=length,
+        extends=extend,
+        validate_every=validate_every,
+        init_from=None if init_from is None else Path(init_from),
+        trackers=tuple(track or ()),
+        started=started,
+        progress=progress,
+        processes=current(),
+    )
+    if not validate_only:
+        first_stage = partial(
+            train,
+            dataset,
+            str(common.configuration.previous_stage),
+            plans=plans,
+            recipe=recipe,
+            set=set,
+            name=name,
+            budget=budget,
+            epochs=epochs,
+            iterations=iterations,
             seed=seed,
             device=device,
-            length=length,
-            started=started if number == 0 else time.monotonic(),
+            workspace=workspace,
             progress=progress,
         )
+        ensure_previous_stage(common, splits, train=first_stage)
+    metrics = {}
+    for number, (fold_name, split) in enumerate(splits.items()):
+        is_first = number == 0 and common.configuration.previous_stage is None
+        begun = started if is_first else time.monotonic()
+        run = replace(common, fold=fold_name, split=split, started=begun)
         if not validate_only:
-            train_fold(run, restart=restart, on_start=partial(_claim, run))
+            previous = previous_segmentations(run)
+            train_fold(run, restart=restart, on_start=partial(_claim, run), previous=previous)
+        if not run.processes.is_main:
+            continue
         bundle = write_run_bundle(run)
         if split.validation:
             metrics[fold_name] = validate_fold(run, bundle, again=validate_only)
-    return Run(path=path, bundle=path / "bundle", metrics=metrics)
+    is_main = common.processes.is_main
+    return Run(path=path, bundle=path / "bundle", metrics=metrics, is_main=is_main)
 
 
-def _run_name(name: str | None, recipe: str | Path) -> str:
+def folds_of(
+    dataset: str | Path,
+    config: str,
+    *,
+    plans: str = "nnunet",
+    recipe: str | Path = "default",
+    set: Sequence[str] | Mapping[str, Any] | None = None,  # noqa: A002 - the command's name
+    name: str | None = None,
+    workspace: str | Path = DEFAULT_WORKSPACE,
+) -> tuple[Path, list[str]]:
+    """Return the folder of a run, and the folds of its cross-validation; the options are `train`'s.
+
+    Raises:
+        MedsegError: If the options do not fit, as far as that is known without reading cases.
+    """
+    folder, _ = Workspace(Path(workspace)).find(dataset)
+    path = folder.run_path(plans, config, run_name(name, recipe))
+    resolved = read_recipe(recipe, set)
+    check_run(path, resolved, narrowed_plans(folder.plans(plans), config, resolved), folder.spec())
+    return path, list(_splits(folder, "cv"))
+
+
+def _check_options(*, validate_only: bool, restart: bool, extend: bool) -> None:
+    given = {"validate-only": validate_only, "restart": restart, "extend": extend}
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise ConfigError(
+            f"{' and '.join(names)} exclude each other: validate-only judges what is there, "
+            "restart deletes it, extend trains on. Give one."
+        )
+
+
+def run_name(name: str | None, recipe: str | Path) -> str:
+    """Return the last part of a run's folder name.
+
+    Raises:
+        ConfigError: If the name is none for a folder.
+    """
     chosen = Path(str(recipe)).stem if name is None else name
     if not re.fullmatch(r"[\w.-]+", chosen) or chosen.startswith("."):
         raise ConfigError(
@@ -132,88 +214,11 @@ def _run_name(name: str | None, recipe: str | Path) -> str:
     return chosen
 
 
-def _recipe_of(path: Path, restart: bool) -> Recipe:
+def _recipe_of(path: Path) -> Recipe:
     """Return the recipe a run was trained with."""
-    if restart:
-        raise ConfigError("validate-only judges what is there, restart deletes it; give one.")
     if not (path / "recipe.yaml").is_file():
         raise BundleError(f"{path}: no such run. Train it, or check --plans, --recipe and --name.")
     return read_recipe(path / "recipe.yaml")
-
-
-def _length(
-    budget: str | float | None, epochs: int | None, iterations: int | None
-) -> RequestedLength:
-    options = {"budget": budget, "epochs": epochs, "iterations": iterations}
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} both set the length of the run; give one.")
-    for name, value in (("epochs", epochs), ("iterations", iterations)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; expected at least 1.")
-    seconds = None if budget is None else parse_duration(budget)
-    return RequestedLength(budget_seconds=seconds, epochs=epochs, iterations=iterations)
-
-
-def apply_network(configuration: Configuration, changes: NetworkRecipe) -> Configuration:
-    """Return the configuration with a recipe's changes to its network."""
-    planned = configuration.architecture
-    base = changes.base_features or planned.features[0]
-    limit = changes.max_features or max(planned.features)
-    features = planned.features
-    if changes.base_features or changes.max_features:
-        features = tuple(min(base * 2**stage, limit) for stage in range(len(planned.features)))
-    kind = changes.kind or planned.kind
-    blocks = planned.blocks_encoder
-    if kind != planned.kind:
-        blocks = _blocks(kind, len(features))
-    architecture = planned.model_copy(
-        update={"features": features, "kind": kind, "blocks_encoder": blocks}
-    )
-    return configuration.model_copy(update={"architecture": architecture})
-
-
-def scaled_patch(configuration: Configuration, fraction: float) -> tuple[int, ...]:
-    """Return the planned patch times `fraction`, in voxels.
-
-    Each axis is rounded to a multiple of the product of the network's strides along it.
-    """
-    divisors = [math.prod(axis) for axis in zip(*configuration.architecture.strides, strict=True)]
-    return tuple(
-        min(size, max(1, round(size * fraction / divisor)) * divisor)
-        for size, divisor in zip(configuration.patch_size, divisors, strict=True)
-    )
-
-
-def _blocks(kind: str, num_stages: int) -> tuple[int, ...]:
-    """Return the usual number of encoder blocks per stage.
-
-    Source:
-        Default and residual-encoder planners of nnU-Net v2.
-    """
-    residual = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
-    return residual[:num_stages] if kind == "residual_unet" else (2,) * num_stages
-
-
-def parse_duration(duration: str | float) -> float:
-    """Return seconds.
-
-    Raises:
-        ConfigError: If it is not a positive time such as 90s, 10m or 4h.
-
-    Examples:
-        >>> parse_duration("10m"), parse_duration("1.5h"), parse_duration(30)
-        (600.0, 5400.0, 30.0)
-    """
-    text = str(duration).strip().lower()
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}.get(text[-1:])
-    try:
-        seconds = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(f"budget is {duration!r}; expected a time such as 90s, 10m or 4h.")
-    return seconds
 
 
 def _splits(folder: DatasetFolder, fold: int | str) -> dict[str, Split]:
@@ -258,21 +263,18 @@ def _kept(fold_path: Path, split: Split, folder: DatasetFolder) -> Split:
     return stored
 
 
-def _narrowed(plans: Plans, config: str, recipe: Recipe) -> Plans:
+def narrowed_plans(plans: Plans, config: str, recipe: Recipe) -> Plans:
     """Return the plans with the one configuration, as the recipe changes it."""
     configuration = apply_network(plans.configuration(config), recipe.network)
     patch_size = scaled_patch(configuration, recipe.sampling.patch_fraction)
     configuration = configuration.model_copy(update={"patch_size": patch_size})
-    if configuration.previous_stage is not None:
-        raise PlanError(
-            f"configuration {config!r} is the second stage of a cascade, which this version does "
-            f"not train yet. Train {configuration.previous_stage!r} or '3d_fullres' instead."
-        )
     return plans.model_copy(update={"configurations": {config: configuration}})
 
 
 def _claim(run: FoldRun) -> None:
     """Write what a new run is, and the splits of a new dataset."""
+    if not run.processes.is_main:
+        return
     if run.split.validation:
         settle_splits(run.folder.splits_path, run.folder.spec())
     claim_run(run.path, run.recipe, run.plans, run.folder.spec())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from medseg.api.fold import FoldRun, trained_weights
+from medseg.api.cascade import previous_bundle
+from medseg.api.fold_run import FoldRun, fold_names, trained_weights
 from medseg.check.files import content_hash
 from medseg.data.case import case_paths
 from medseg.data.store import digest
@@ -13,8 +14,10 @@ from medseg.errors import BundleError
 from medseg.evaluate.cases import evaluate_pairs
 from medseg.evaluate.pairs import Pair
 from medseg.execute.progress import progress_bar
+from medseg.execute.turns import one_at_a_time
 from medseg.infer.bundle import write_bundle
-from medseg.infer.model import CaseError, load
+from medseg.infer.model import Model, load
+from medseg.infer.result import CaseError, Tta
 from medseg.io.read import split_ending
 from medseg.io.write import output_ending
 from medseg.labels import LabelScheme
@@ -30,35 +33,42 @@ _REFERENCES = "references.json"
 def write_run_bundle(run: FoldRun) -> Path:
     """Write the run's bundle from every fold that is trained; it replaces the one before.
 
+    Folds that end side by side take turns, so that the last one sees all.
+
     Raises:
         BundleError: If no fold is trained.
     """
-    weights = {}
-    for path in sorted(run.path.glob("*")):
-        if path.name == "all" or path.name.startswith("fold_"):
-            found = trained_weights(replace(run, fold=path.name))
+    with one_at_a_time(run.path / "recipe.yaml"):
+        weights = {}
+        for fold in fold_names(run.path):
+            found = trained_weights(replace(run, fold=fold))
             if "final" in found:
-                weights[path.name] = found
-    if run.fold not in weights:
-        raise BundleError(
-            f"{run.weights_path}: no final weights of {run.fold}. Train the fold first."
+                weights[fold] = found
+        if run.fold not in weights:
+            raise BundleError(
+                f"{run.weights_path}: no final weights of {run.fold}. Train the fold first."
+            )
+        write_bundle(
+            run.path / "bundle",
+            spec=run.folder.spec(),
+            plans=run.plans,
+            configuration=run.config,
+            weights=weights,
+            semantics=bundle_semantics(run),
+            recipe=run.recipe_name,
+            previous=previous_bundle(run),
         )
-    spec = run.folder.spec()
-    has_regions = LabelScheme.from_spec(spec).has_regions
-    write_bundle(
-        run.path / "bundle",
-        spec=spec,
-        plans=run.plans,
-        configuration=run.config,
-        weights=weights,
-        semantics=Semantics(
-            activation="sigmoid" if has_regions else "softmax",
-            mirror_axes=run.mirroring.axes,
-            swap_axes=run.mirroring.swap_axes,
-        ),
-        recipe=run.recipe_name,
-    )
     return run.path / "bundle"
+
+
+def bundle_semantics(run: FoldRun) -> Semantics:
+    """Return how predictions with the weights of a run are put together."""
+    has_regions = LabelScheme.from_spec(run.folder.spec()).has_regions
+    return Semantics(
+        activation="sigmoid" if has_regions else "softmax",
+        mirror_axes=run.mirroring.axes,
+        swap_axes=run.mirroring.swap_axes,
+    )
 
 
 def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
@@ -78,13 +88,30 @@ def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
     references = _references(run, spec)
     if not again and (stored := _stored_metrics(run, folder, references)) is not None:
         return stored
+    with one_at_a_time(run.path / "recipe.yaml"):
+        model = load(bundle, device=run.device, folds=[run.fold], trust_code=True)
+    pairs = predict_validation(run, model, folder, tta="flips")
+    metrics = evaluate_pairs(pairs, labels=spec)
+    write(folder / "metrics.json", metrics)
+    write_json(folder / _REFERENCES, {"format_version": FORMAT_VERSION, "made_with": references})
+    return metrics
+
+
+def predict_validation(run: FoldRun, model: Model, folder: Path, *, tta: Tta) -> dict[str, Pair]:
+    """Predict the validation cases of a fold into a folder.
+
+    Returns:
+        Case id -> prediction and reference, of the cases that have one.
+
+    Raises:
+        BundleError: If a case fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model = load(bundle, device=run.device, folds=[run.fold])
-    cases, pairs = run.split.validation, {}
-    channels = {case: case_paths(spec, case)[0] for case in cases}
-    predicted = model.predict_many(channels.values(), tta="flips")
-    with progress_bar(len(cases), f"validate {run.fold}", shown=run.progress) as bar:
-        for case, result in zip(cases, predicted, strict=True):
+    spec, pairs = run.folder.spec(), {}
+    channels = {case: case_paths(spec, case)[0] for case in run.split.validation}
+    predicted = model.predict_many(channels.values(), tta=tta)
+    with progress_bar(len(channels), f"validate {run.fold}", shown=run.progress) as bar:
+        for case, result in zip(channels, predicted, strict=True):
             if isinstance(result, CaseError):
                 raise BundleError(f"validation of case {case!r} failed: {result.message}")
             ending = output_ending(split_ending(channels[case][0].name)[1])
@@ -94,10 +121,7 @@ def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
             if reference is not None:
                 pairs[case] = Pair(prediction=prediction, reference=reference)
             bar.update()
-    metrics = evaluate_pairs(pairs, labels=spec)
-    write(folder / "metrics.json", metrics)
-    write_json(folder / _REFERENCES, {"format_version": FORMAT_VERSION, "made_with": references})
-    return metrics
+    return pairs
 
 
 def _references(run: FoldRun, spec: DatasetSpec) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from medseg.augment.streams import between
 
@@ -226,27 +227,17 @@ def lower_resolution(channel: Tensor, factor: float, *, kept_axes: Sequence[int]
     Source:
         Behaviour of batchgeneratorsv2's SimulateLowResolutionTransform.
     """
+    low = channel
     for axis, size in enumerate(channel.shape):
         size_low = max(1, round(size * factor))
         if axis not in kept_axes and size_low != size:
-            channel = _lower_axis(channel, axis, size_low)
-    return channel
-
-
-def _lower_axis(channel: Tensor, axis: int, size_low: int) -> Tensor:
-    """Read, for each voxel, the two voxels that survive on its sides, without the detour."""
-    size = channel.shape[axis]
-    index = torch.arange(size, device=channel.device)
-    position = ((index + 0.5) * (size_low / size) - 0.5).clamp_(min=0)
-    lower = position.floor().long()
-    upper = (lower + 1).clamp_(max=size_low - 1)
-    fraction = (position - lower).to(channel.dtype)
-    shape = [-1 if other == axis else 1 for other in range(channel.ndim)]
-    low, high = (
-        channel.index_select(axis, ((2 * kept + 1) * size).div(2 * size_low, rounding_mode="floor"))
-        for kept in (lower, upper)
-    )
-    return torch.addcmul(low, fraction.reshape(shape), high - low)
+            kept = torch.arange(size_low, device=channel.device)
+            places = ((2 * kept + 1) * size).div(2 * size_low, rounding_mode="floor")
+            low = low.index_select(axis, places)
+    if low is channel:
+        return channel
+    mode = "trilinear" if channel.ndim == 3 else "bilinear"
+    return functional.interpolate(low[None, None], channel.shape, mode=mode)[0, 0]
 
 
 def change_gamma(channel: Tensor, exponent: float) -> Tensor:

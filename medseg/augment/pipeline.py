@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,18 @@ from torch import Tensor
 
 from medseg.augment import spatial
 from medseg.augment.intensity import ChannelDraw, draw_channels, transform_channel
+from medseg.augment.previous import PreviousDraw, corrupted, draw_previous
+from medseg.augment.sample import Sample, mirror
 from medseg.augment.settings import (
     Mirroring,
     check_recipe,
     intensity_settings,
     mirror_axes,
+    previous_settings,
     spatial_settings,
 )
 from medseg.augment.streams import draw_field_seed, field_generator, stream
-from medseg.augment.warp import centre, deform, mirror
+from medseg.augment.warp import deform
 from medseg.schema.recipe import AugmentationRecipe
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ class SampleDraw:
     """Whether that exchanges left and right labels."""
     noise_seed: int
     """Seed of the noise."""
+    previous: PreviousDraw
+    """What happens to the structures of the stage before."""
 
 
 class Augmenter:
@@ -63,6 +68,8 @@ class Augmenter:
         dummy_2d: Deform in the plane of the last two axes only, all slices alike.
         mirroring: Which axes may be mirrored; None: those of the recipe.
         swaps: Pairs of labels that change places where mirroring exchanges left and right.
+        num_previous: Structures that a stage before this one found, each one more channel of the
+            result; 0: there is no such stage.
 
     Attributes:
         source_size: Size of the patch to cut, so that no deformation reads beyond it. Along each
@@ -84,6 +91,7 @@ class Augmenter:
         dummy_2d: bool,
         mirroring: Mirroring | None = None,
         swaps: Sequence[tuple[int, int]] = (),
+        num_previous: int = 0,
     ) -> None:
         self.patch_size = tuple(patch_size)
         num_axes = len(self.patch_size)
@@ -97,6 +105,8 @@ class Augmenter:
         self._tables: dict[tuple[torch.device, bool], Tensor] = {}
         self.spatial = spatial_settings(recipe, self.patch_size, dummy_2d=dummy_2d)
         self.intensity = intensity_settings(recipe)
+        self.num_previous = num_previous
+        self.corruption = previous_settings(recipe, num_previous)
         self.kept_axes = (0,) if dummy_2d else ()
         self.source_size = self._grown(spatial.largest_margin(self.spatial))
 
@@ -119,7 +129,10 @@ class Augmenter:
         return self.draw(seed).swaps_sides
 
     def draw(self, seed: int) -> SampleDraw:
-        """Draw everything that happens to the sample with this seed (backend `torch`)."""
+        """Draw everything that happens to the sample with this seed.
+
+        With the backend `batchgenerators` only `previous` does.
+        """
         rng = stream(seed)
         num_axes = len(self.patch_size)
         deformation = spatial.draw_deformation(self.spatial, rng)
@@ -132,6 +145,7 @@ class Augmenter:
             mirrored=mirrored,
             swaps_sides=self.mirroring.exchanges(mirrored),
             noise_seed=noise_seed,
+            previous=draw_previous(self.corruption, rng),
         )
 
     @torch.no_grad()
@@ -142,6 +156,7 @@ class Augmenter:
         outside: Tensors | None,
         *,
         seeds: Sequence[int],
+        previous: Tensors | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Augment a batch.
 
@@ -152,63 +167,68 @@ class Augmenter:
             segmentations: Labels (B, *source) of any integer type, in [0, 2**20).
             outside: Voxels outside the body (B, *source), boolean, or None.
             seeds: One for each sample, for example from `sample_seed`.
+            previous: What the stage before found, as `segmentations`; None where there is none.
 
         Returns:
-            The same three at patch size, with the types and on the device of the arguments.
+            Image, segmentation and outside mask at patch size, with the types and on the device of
+            the arguments. The structures of the stage before, one-hot and corrupted, are the last
+            channels of the image.
         """
-        self._check(images, segmentations, outside, seeds)
-        size = (len(seeds), *self.patch_size)
-        batch = images[0].new_empty((size[0], len(self.mask_channels), *size[1:]))
+        samples = self._samples(images, segmentations, outside, previous, len(seeds))
+        num_images, size = len(self.mask_channels), (len(seeds), *self.patch_size)
+        num_channels = num_images + self.num_previous
+        batch = images[0].new_empty((size[0], num_channels, *size[1:]))
         labels = segmentations[0].new_empty(size)
         masks = None if outside is None else outside[0].new_empty(size)
-        for b, seed in enumerate(seeds):
-            mask = None if outside is None else outside[b]
-            channels, label, mask = self._augment(images[b], segmentations[b], mask, seed)
+        for b, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
+            channels, result = self._augment(sample, seed)
             for c, channel in enumerate(channels):
-                batch[b, c].copy_(self._masked(channel, mask, c))
-            labels[b].copy_(label)
-            if masks is not None and mask is not None:
-                masks[b].copy_(mask)
+                batch[b, c].copy_(self._masked(channel, result.outside, c))
+            if result.previous is not None:
+                draw = self.draw(seed).previous
+                found = corrupted(result.previous, self.num_previous, draw)
+                batch[b, num_images:].copy_(found)
+            labels[b].copy_(result.segmentation)
+            if masks is not None and result.outside is not None:
+                masks[b].copy_(result.outside)
         return batch, labels, masks
 
-    def _augment(
-        self, image: Tensor, segmentation: Tensor, outside: Tensor | None, seed: int
-    ) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
-        """Return the channels, the labels and the outside mask of one sample."""
+    def _augment(self, sample: Sample, seed: int) -> tuple[Sequence[Tensor], Sample]:
+        """Return the channels of one sample's image, and its label maps."""
         if self.backend == "batchgenerators":
-            source = _cut(image, segmentation, outside, self.source_size)
-            image, segmentation, outside = self._reference(*source, seed=seed)
-            if self.swaps_sides(seed):
-                segmentation = self._swapped(segmentation)
-            return image.unbind(), segmentation, outside
+            sample = self._reference(sample.cut(self.source_size), seed=seed)
+            return sample.image.unbind(), self._swapped(sample, self.swaps_sides(seed))
         draw = self.draw(seed)
-        size = self._read_size(draw.deformation)
-        image, segmentation, outside = _cut(image, segmentation, outside, size)
+        sample = sample.cut(self._read_size(draw.deformation))
         if draw.deformation is not None:
-            image, segmentation, outside = deform(
-                image,
-                segmentation,
-                outside,
-                deformation=draw.deformation,
-                patch_size=self.spatial.patch_size,
+            sample = deform(
+                sample, deformation=draw.deformation, patch_size=self.spatial.patch_size
             )
-        channels = self._transform_channels(image, draw)
+        channels = self._transform_channels(sample.image, draw)
         if draw.mirrored:
             channels = [mirror(channel, draw.mirrored) for channel in channels]
-            segmentation = mirror(segmentation, draw.mirrored)
-            outside = None if outside is None else mirror(outside, draw.mirrored)
-        if draw.swaps_sides and self.swaps:
-            segmentation = self._swapped(segmentation)
-        return channels, segmentation, outside
+            sample = sample.mirrored_labels(draw.mirrored)
+        return channels, self._swapped(sample, draw.swaps_sides)
 
-    def _swapped(self, segmentation: Tensor) -> Tensor:
-        """Return the labels with those of each pair exchanged, through a table on the device."""
-        key = segmentation.device, segmentation.dtype == torch.uint8
+    def _swapped(self, sample: Sample, swaps_sides: bool) -> Sample:
+        """Return the sample, its labels with those of each pair exchanged if sides are swapped."""
+        if not (swaps_sides and self.swaps):
+            return sample
+        before = sample.previous
+        return replace(
+            sample,
+            segmentation=self._exchanged(sample.segmentation),
+            previous=None if before is None else self._exchanged(before),
+        )
+
+    def _exchanged(self, labels: Tensor) -> Tensor:
+        """Return other labels in their place, through a table on the device."""
+        key = labels.device, labels.dtype == torch.uint8
         if key not in self._tables:
-            self._tables[key] = _swap_table(self.swaps, segmentation)
-        places = segmentation.reshape(-1).int()
-        swapped = self._tables[key].index_select(0, places).reshape(segmentation.shape)
-        return swapped.to(segmentation.dtype)
+            self._tables[key] = _swap_table(self.swaps, labels)
+        places = labels.reshape(-1).int()
+        swapped = self._tables[key].index_select(0, places).reshape(labels.shape)
+        return swapped.to(labels.dtype)
 
     def _transform_channels(self, image: Tensor, draw: SampleDraw) -> list[Tensor]:
         is_noisy = any(change.noise_std is not None for change in draw.channels)
@@ -244,26 +264,48 @@ class Augmenter:
         margins = (0,) * len(self.kept_axes) + tuple(margin)
         return tuple(n + 2 * m for n, m in zip(self.patch_size, margins, strict=True))
 
-    def _check(
-        self, images: Tensors, segmentations: Tensors, outside: Tensors | None, seeds: Sequence[int]
-    ) -> None:
-        lengths = {len(images), len(segmentations), len(seeds)}
-        lengths |= set() if outside is None else {len(outside)}
-        if len(lengths) != 1 or 0 in lengths:
+    def _samples(
+        self,
+        images: Tensors,
+        segmentations: Tensors,
+        outside: Tensors | None,
+        previous: Tensors | None,
+        count: int,
+    ) -> list[Sample]:
+        """Return the samples of a batch; their number, channels and sizes are checked."""
+        if (previous is not None) != (self.num_previous > 0):
+            raise ValueError(
+                f"the augmenter has num_previous={self.num_previous}, so `previous` must "
+                f"{'not ' if previous is not None else ''}be given"
+            )
+        parts = [images, segmentations, *(x for x in (outside, previous) if x is not None)]
+        if {len(part) for part in parts} != {count} or count == 0:
             raise ValueError(
                 f"a batch needs as many images ({len(images)}), segmentations "
-                f"({len(segmentations)}), outside masks and seeds ({len(seeds)}), at least one"
+                f"({len(segmentations)}), outside masks, previous ones and seeds ({count}), at "
+                "least one"
             )
-        shape = tuple(images[0].shape)
+        for found in parts[1:]:
+            self._check(tuple(images[0].shape), tuple(found[0].shape))
+        nothing = [None] * count
+        return list(
+            map(
+                Sample,
+                images,
+                segmentations,
+                nothing if outside is None else outside,
+                nothing if previous is None else previous,
+            )
+        )
+
+    def _check(self, shape: tuple[int, ...], of_labels: tuple[int, ...]) -> None:
         if len(shape) != len(self.patch_size) + 1 or shape[0] != len(self.mask_channels):
             raise ValueError(
                 f"a sample has shape {shape}, expected (C, *source) with "
                 f"{len(self.mask_channels)} channels and {len(self.patch_size)} axes"
             )
-        if tuple(segmentations[0].shape) != shape[1:]:
-            raise ValueError(
-                f"a segmentation has shape {tuple(segmentations[0].shape)}, its image {shape[1:]}"
-            )
+        if of_labels != shape[1:]:
+            raise ValueError(f"a segmentation has shape {of_labels}, its image {shape[1:]}")
 
 
 def _swap_table(swaps: Sequence[tuple[int, int]], labels: Tensor) -> Tensor:
@@ -278,11 +320,3 @@ def _swap_table(swaps: Sequence[tuple[int, int]], labels: Tensor) -> Tensor:
         table[first] = second
         table[second] = first
     return table
-
-
-def _cut(
-    image: Tensor, segmentation: Tensor, outside: Tensor | None, size: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cut the centre of one sample; what is missing is intensity 0, label 0 and outside."""
-    mask = None if outside is None else centre(outside, size, fill=1)
-    return centre(image, size), centre(segmentation, size), mask

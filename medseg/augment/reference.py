@@ -30,6 +30,7 @@ from torch import Tensor
 
 from medseg.augment import intensity
 from medseg.augment.intensity import IntensitySettings
+from medseg.augment.sample import Sample
 from medseg.augment.settings import Mirroring
 from medseg.augment.spatial import SpatialSettings
 from medseg.augment.streams import stream
@@ -70,41 +71,42 @@ class ReferenceTransform:
         self._mirror = MirrorTransform(axes=others) if others else None
         self._mirroring = mirroring
 
-    def __call__(
-        self, image: Tensor, segmentation: Tensor, outside: Tensor | None, *, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, sample: Sample, *, seed: int) -> Sample:
         """Augment one sample.
 
         Args:
-            image: Intensities (C, *source).
-            segmentation: Labels (*source), any integer type, in [0, 2**20).
-            outside: Boolean (*source), or None.
+            sample: Arrays at source size.
             seed: Seed of the sample.
 
         Returns:
-            The same at patch size, with the types and on the device of the arguments.
+            The same at patch size, with the types and on the device of the argument.
         """
+        image, segmentation, outside = sample.image, sample.segmentation, sample.outside
         others = tuple(segmentation.shape[: self._num_sliced])
         plane = tuple(segmentation.shape[self._num_sliced :])
         data = image.detach().cpu().float().numpy().reshape(1, -1, *plane)
-        codes = encode(segmentation, outside).cpu().float().numpy().reshape(1, -1, *plane)
+        maps = _code_maps(sample)
+        codes = maps.numpy().reshape(1, -1, *plane)
         with _seeded(seed):
             moved = self._spatial(data=data, seg=codes)
-            sample = {
+            arrays = {
                 "data": moved["data"].reshape(1, len(image), *others, *self._patch_size),
-                "seg": moved["seg"].reshape(1, 1, *others, *self._patch_size),
+                "seg": moved["seg"].reshape(1, len(maps), *others, *self._patch_size),
             }
-            sample = self._intensity(**sample)
+            arrays = self._intensity(**arrays)
             if self._mirror is not None:
-                sample = self._mirror(**sample)
+                arrays = self._mirror(**arrays)
         dims = tuple(axis + 2 for axis in self._swap_axes(seed))
-        sample = {key: np.flip(value, dims) for key, value in sample.items()}
-        result = torch.from_numpy(np.ascontiguousarray(sample["data"][0], dtype=np.float32))
-        labels, mask = decode(torch.from_numpy(sample["seg"][0, 0].round().astype(np.int32)))
-        return (
+        arrays = {key: np.flip(value, dims) for key, value in arrays.items()}
+        result = torch.from_numpy(np.ascontiguousarray(arrays["data"][0], dtype=np.float32))
+        found = torch.from_numpy(arrays["seg"][0].round().astype(np.int32))
+        labels, mask = decode(found[0])
+        before = sample.previous
+        return Sample(
             result.to(image),
             labels.to(segmentation),
             None if outside is None else mask.to(outside),
+            None if before is None else decode(found[1])[0].to(before),
         )
 
     def swaps_sides(self, seed: int) -> bool:
@@ -119,6 +121,16 @@ class ReferenceTransform:
         axes = self._mirroring.swap_axes
         flips = stream(seed).random(len(axes))
         return tuple(axis for axis, flip in zip(axes, flips, strict=True) if flip < 0.5)
+
+
+def _code_maps(sample: Sample) -> Tensor:
+    """Return the label maps as codes (1 or 2, *source) that have a mask, float32."""
+    maps = [(sample.segmentation, sample.outside)]
+    if sample.previous is not None:
+        maps.append((sample.previous, None))
+    nothing = torch.zeros((), dtype=torch.bool, device=sample.image.device)
+    codes = [encode(labels, nothing if mask is None else mask) for labels, mask in maps]
+    return torch.stack([code.cpu().float() for code in codes])
 
 
 def spatial_transform(settings: SpatialSettings) -> Any:

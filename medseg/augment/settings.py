@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medseg.augment.intensity import IntensitySettings
+from medseg.augment.previous import PreviousSettings
 from medseg.augment.spatial import SpatialSettings
 from medseg.errors import ConfigError
 from medseg.schema.plans import LeftRight
@@ -88,6 +89,16 @@ def intensity_settings(recipe: AugmentationRecipe) -> IntensitySettings:
         low_resolution=recipe.low_resolution_probability * active,
         inverted_gamma=recipe.inverted_gamma_probability * active,
         gamma=recipe.gamma_probability * active,
+    )
+
+
+def previous_settings(recipe: AugmentationRecipe, num_previous: int) -> PreviousSettings:
+    """Map a recipe to the chances of corrupting what a stage before found."""
+    active = recipe.backend != "none"
+    return PreviousSettings(
+        num_previous=num_previous,
+        operator=recipe.previous_operator_probability * active,
+        removal=recipe.previous_removal_probability * active,
     )
 
 

@@ -197,15 +197,16 @@ def patch_offsets(
 
 def source_positions(
     matrix: Matrix, offsets: Sequence[Tensor], source_size: Sequence[int]
-) -> tuple[Tensor, ...]:
-    """Return where each patch voxel reads the source, in voxels, one tensor for each axis."""
-    positions = []
-    for row, size in zip(matrix, source_size, strict=True):
-        position = offsets[0] * row[0] + (size - 1) / 2
-        for weight, offset in zip(row[1:], offsets[1:], strict=True):
-            position = position + offset * weight
-        positions.append(position.clamp_(0, size - 1))
-    return tuple(positions)
+) -> Tensor:
+    """Return where each patch voxel reads the source, (axes, *patch) in voxels."""
+    shape = np.broadcast_shapes(*(tuple(offset.shape) for offset in offsets))
+    positions = offsets[0].new_empty((len(source_size), *shape))
+    for row, size, position in zip(matrix, source_size, positions, strict=True):
+        partial = offsets[0] * row[0] + (size - 1) / 2
+        for weight, offset in zip(row[1:-1], offsets[1:-1], strict=True):
+            partial = partial + offset * weight
+        torch.add(partial, offsets[-1] * row[-1], out=position).clamp_(0, size - 1)
+    return positions
 
 
 def elastic_field(

@@ -69,7 +69,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status.
 
-    Status: 0 done, 1 done except for the cases listed, 2 refused, 130 interrupted.
+    Status: 0 done, 1 done except for the cases listed, 2 refused, 3 another process of the run was
+    lost, 130 interrupted.
     """
     from medseg.errors import MedsegError
 
@@ -95,4 +96,4 @@ def _refused(error: Exception) -> int:
         logging.getLogger(__name__).error("", exc_info=error)
     notes = [note for note in getattr(error, "__notes__", ()) if note not in str(error)]
     typer.echo("\n".join([f"Error: {error}", *notes]), err=True)
-    return 2
+    return int(getattr(error, "exit_status", 2))

@@ -32,6 +32,9 @@ def predict(  # noqa: PLR0913 - one option of the command each
         float, typer.Option("--step", help="Shift between tiles, as a fraction of the tile.")
     ] = 0.5,
     device: Device = "auto",
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run a network that the model brings as code.")
+    ] = False,
 ) -> int:
     """Segment images with a trained model."""
     from medseg.execute.progress import progress_bar
@@ -40,7 +43,7 @@ def predict(  # noqa: PLR0913 - one option of the command each
     from medseg.report.predictions import format_predictions
 
     chosen = None if folds is None else [part.strip() for part in folds.split(",")]
-    loaded = load(model, device=device, folds=chosen, checkpoint=checkpoint)
+    loaded = load(model, device=device, folds=chosen, checkpoint=checkpoint, trust_code=trust_code)
     with progress_bar(None, "predict", shown=True) as bar:
         rows = predict_folder(
             loaded,

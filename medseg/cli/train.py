@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +42,28 @@ def train(  # noqa: PLR0913 - one option of the command each
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of weights, patches, augmentation.")
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=2, help="Train this often; print mean and spread.")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init-from", metavar="MODEL", help="Start from this model's weights."),
+    ] = None,
+    validate_every: Annotated[
+        int | None,
+        typer.Option("--validate-every", min=1, help="Epochs between full-volume validations."),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", help="tensorboard, wandb or mlflow too; repeat it."),
+    ] = None,
     device: Device = "auto",
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="GPUs that share a batch; cv: or the folds.")
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Train a finished fold on, for the length given.")
+    ] = False,
     validate_only: Annotated[
         bool, typer.Option("--validate-only", help="Judge the weights that are there.")
     ] = False,
@@ -50,28 +72,66 @@ def train(  # noqa: PLR0913 - one option of the command each
     ] = False,
 ) -> None:
     """Train a fold; the same command again goes on where it stopped."""
+    from medseg.cli.processes import joined_processes, train_elsewhere
+    from medseg.train.signals import Stopped
+
+    options: dict[str, Any] = {
+        "plans": plans,
+        "recipe": recipe,
+        "set": changes,
+        "name": name,
+        "budget": budget,
+        "epochs": epochs,
+        "iterations": iterations,
+        "seed": seed,
+        "init_from": init_from,
+        "validate_every": validate_every,
+        "track": track,
+        "extend": extend,
+        "validate_only": validate_only,
+        "restart": restart,
+        "workspace": settings.workspace,
+        "progress": True,
+        "started": _STARTED,
+    }
+    told = {**options, "seeds": seeds}
+    trained = train_elsewhere((dataset, config, fold), told, gpus=gpus, device=device)
+    if trained == "all":
+        return
+    if trained == "folds":
+        options |= dict.fromkeys(("budget", "epochs", "iterations"))
+        options |= {"extend": False, "restart": False}
+    try:
+        with joined_processes(device) as chosen:
+            if seeds is None:
+                _train(dataset, config, fold, {**options, "device": chosen})
+            else:
+                _train_seeds(seeds, dataset, config, fold, {**options, "device": chosen})
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(stopped.exit_status) from None
+
+
+def _train(dataset: str, config: str, fold: str, options: dict[str, Any]) -> None:
     from medseg.api.training import train as train_folds
     from medseg.report.table import format_metrics
 
-    run = train_folds(
-        dataset,
-        config,
-        fold,
-        plans=plans,
-        recipe=recipe,
-        set=changes,
-        name=name,
-        budget=budget,
-        epochs=epochs,
-        iterations=iterations,
-        seed=seed,
-        device=device,
-        validate_only=validate_only,
-        restart=restart,
-        workspace=settings.workspace,
-        progress=True,
-        started=_STARTED,
-    )
+    run = train_folds(dataset, config, fold, **options)
+    if not run.is_main:
+        return
     for fold_name, metrics in run.metrics.items():
         typer.echo(f"\n{fold_name}, full volumes:\n{format_metrics(metrics)}")
     typer.echo(f"\nModel: {run.bundle}")
+
+
+def _train_seeds(seeds: int, dataset: str, config: str, fold: str, options: dict[str, Any]) -> None:
+    from medseg.api.seeds import train_seeds
+    from medseg.report.table import format_spread
+
+    found = train_seeds(seeds, dataset, config, fold, **options)
+    if not all(run.is_main for run in found.runs.values()):
+        return
+    values = {name: spread.values for name, spread in found.dice.items()}
+    typer.echo(f"\nDice at full volume over {len(found.runs)} seeds:\n{format_spread(values)}")
+    for seed, run in found.runs.items():
+        typer.echo(f"Model of seed {seed}: {run.bundle}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.data.store import ANNOTATED, Entry
+from medseg.data.locations import ANNOTATED
+from medseg.data.store import Entry
 from medseg.labels import LabelScheme
 from medseg.schema.dataset import DatasetSpec
+
+Structure = tuple[int, ...]
+"""Indices of a label or region."""
 
 _STREAM_PATCHES = 1
 """Second word of the Philox key; other random streams of a run use other words."""
@@ -32,6 +36,8 @@ class Patch:
     """The patch's number k in the run."""
     annotated: tuple[bool, ...] | None = None
     """Whether the structure of each logit channel was annotated in the case; None: all were."""
+    previous: NDArray[np.integer[Any]] | None = None
+    """(*read) label indices that the stage before found; None outside cascades."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,7 @@ class Annotation:
 
     channels: tuple[bool, ...]
     """Whether the structure of each logit channel was."""
-    structures: tuple[tuple[int, ...], ...]
+    structures: tuple[Structure, ...]
     """Indices of each structure that was."""
 
 
@@ -76,43 +82,106 @@ class PatchSampler:
     batch_size: int
     foreground_fraction: float
     """Share of each batch, its last samples, centred on a foreground voxel."""
-    structures: Sequence[tuple[int, ...]]
+    structures: Sequence[Structure]
     """Indices of each foreground structure (label or region)."""
     seed: int
     partial: Mapping[str, Annotation] = field(default_factory=dict)
     """Case id -> what was annotated, of the cases in which not all of it was."""
+    previous: Mapping[str, Any] | None = None
+    """Case id -> (*spatial) label indices of the stage before, in memory or on disk."""
+    foreground_from: Literal["case", "class"] = "case"
+    """What a sample that is to hold foreground chooses first."""
+    foreground_unit: Literal["voxel", "lesion"] = "voxel"
+    """What of a structure counts alike: its voxels, or its connected parts."""
+    positions: tuple[int, ...] | None = None
+    """Which samples of each batch this process cuts; None: all."""
+    _holders: tuple[tuple[Structure, tuple[str, ...]], ...] = field(
+        init=False, repr=False, compare=False, default=()
+    )
+    """With `foreground_from` "class": each structure that occurs, and the cases that have it."""
+
+    def __post_init__(self) -> None:
+        """Look up which cases have which structure, where that is asked for.
+
+        Raises:
+            ValueError: If there are no lesions to choose from, or labels of a stage before do not
+                fit the cases.
+        """
+        if self.foreground_unit == "lesion":
+            unknown = [case for case in self.case_ids if self.entries[case].lesions is None]
+            if unknown:
+                raise ValueError(
+                    f"the lesions of {len(unknown)} cases are not known: {unknown[:5]}"
+                )
+        if self.previous is not None:
+            _check_previous(self.previous, {case: self.entries[case] for case in self.case_ids})
+        if self.foreground_from == "class":
+            sought = {case: [s for s, _ in self._present(case)] for case in self.case_ids}
+            holders = {s: tuple(c for c in sought if s in sought[c]) for s in self.structures}
+            occurring = tuple((s, cases) for s, cases in holders.items() if cases)
+            object.__setattr__(self, "_holders", occurring)
+
+    def numbers(self, batch: int) -> tuple[int, ...]:
+        """Return which patches of the run this process cuts of a batch."""
+        positions = range(self.batch_size) if self.positions is None else self.positions
+        return tuple(batch * self.batch_size + position for position in positions)
 
     def draw(self, k: int) -> Patch:
         """Return patch k of the run."""
         rng = np.random.Generator(
             np.random.Philox(key=[self.seed, _STREAM_PATCHES], counter=[0, k, 0, 0])
         )
-        case_id = self.case_ids[rng.integers(len(self.case_ids))]
-        entry = self.entries[case_id]
-        position_in_batch = k % self.batch_size
-        forced = position_in_batch >= round(self.batch_size * (1 - self.foreground_fraction))
-        center = self._foreground_voxel(case_id, rng) if forced else _annotated_voxel(entry, rng)
-        start = self._start(entry.shape, center, rng)
-        return self._cut(entry, start, case_id, k)
+        position = k % self.batch_size
+        forced = position >= round(self.batch_size * (1 - self.foreground_fraction))
+        case_id, center = self._chosen(rng, forced=forced)
+        start = self._start(self.entries[case_id].shape, center, rng)
+        return self._cut(self.entries[case_id], start, case_id, k)
+
+    def _chosen(
+        self, rng: np.random.Generator, *, forced: bool
+    ) -> tuple[str, NDArray[np.int32] | None]:
+        """Return a random case and the voxel to centre on; None: any place."""
+        if forced and self._holders:
+            structure, holders = self._holders[int(rng.integers(len(self._holders)))]
+            case_id = holders[int(rng.integers(len(holders)))]
+            return case_id, self._voxel(dict(self._present(case_id))[structure], rng)
+        case_id = self.case_ids[int(rng.integers(len(self.case_ids)))]
+        if forced:
+            return case_id, self._foreground_voxel(case_id, rng)
+        return case_id, _annotated_voxel(self.entries[case_id], rng)
 
     def _foreground_voxel(self, case_id: str, rng: np.random.Generator) -> NDArray[np.int32] | None:
         """Return a random voxel of a random structure that was annotated; None if there is none."""
-        locations, partial = self.entries[case_id].locations, self.partial.get(case_id)
-        present = [
-            [locations[label] for label in labels if label in locations]
-            for labels in (self.structures if partial is None else partial.structures)
-        ]
-        present = [voxels for voxels in present if voxels]
-        if not present:
-            return None
-        groups = present[rng.integers(len(present))]
-        number = int(rng.integers(sum(len(group) for group in groups)))
-        for group in groups:
-            if number < len(group):
-                voxel: NDArray[np.int32] = group[number]
-                return voxel
-            number -= len(group)
-        return None
+        present = self._present(case_id)
+        return self._voxel(present[int(rng.integers(len(present)))][1], rng) if present else None
+
+    def _present(self, case_id: str) -> list[tuple[Structure, list[NDArray[np.int32]]]]:
+        """Return each structure that is in a case and was annotated, with its voxels in groups.
+
+        A group holds a label, or with `foreground_unit` "lesion" a connected part.
+        """
+        entry, partial = self.entries[case_id], self.partial.get(case_id)
+        found = []
+        for structure in self.structures if partial is None else partial.structures:
+            if self.foreground_unit == "lesion" and entry.lesions is not None:
+                groups = entry.lesions.of(structure, entry.locations)
+            else:
+                groups = [entry.locations[n] for n in structure if n in entry.locations]
+            if groups:
+                found.append((structure, groups))
+        return found
+
+    def _voxel(
+        self, groups: Sequence[NDArray[np.int32]], rng: np.random.Generator
+    ) -> NDArray[np.int32]:
+        """Return a random voxel of a random lesion, or of all groups together."""
+        if self.foreground_unit == "lesion":
+            groups = [groups[int(rng.integers(len(groups)))]]
+        ends = np.cumsum([len(group) for group in groups])
+        number = int(rng.integers(ends[-1]))
+        place = int(np.searchsorted(ends, number, side="right"))
+        voxel: NDArray[np.int32] = groups[place][number - ends[place]]
+        return voxel
 
     def _start(
         self,
@@ -139,9 +208,11 @@ class PatchSampler:
         image = cut(entry.image, origin, size).astype(np.float32, copy=False)
         segmentation = cut(entry.segmentation, origin, size)
         outside = None if entry.outside is None else cut(entry.outside, origin, size, fill=True)
+        previous = None if self.previous is None else cut(self.previous[case_id], origin, size)
         if len(self.patch_size) == 2:
             image, segmentation = image[:, 0], segmentation[0]
             outside = None if outside is None else outside[0]
+            previous = None if previous is None else previous[0]
         partial = self.partial.get(case_id)
         return Patch(
             image=image,
@@ -150,11 +221,25 @@ class PatchSampler:
             case_id=case_id,
             index=k,
             annotated=None if partial is None else partial.channels,
+            previous=previous,
         )
 
     def _extent(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Return the size along the three axes of a case: a 2D patch is one slice thick."""
         return (1,) * (3 - len(size)) + size
+
+
+def _check_previous(previous: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    """Refuse labels of a stage before that are missing or on another grid."""
+    problems = []
+    for case, entry in entries.items():
+        if case not in previous:
+            problems.append(f"  case {case!r}: nothing was found in the stage before")
+        elif (found := tuple(previous[case].shape)) != entry.shape:
+            problems.append(f"  case {case!r}: labels of shape {found}, expected {entry.shape}")
+    if problems:
+        lines = [*problems[:20], *(["  ..."] if len(problems) > 20 else [])]
+        raise ValueError("\n".join([f"{len(problems)} cases of a cascade do not fit:", *lines]))
 
 
 def _annotated_voxel(entry: Entry, rng: np.random.Generator) -> NDArray[np.int32] | None:

@@ -7,53 +7,31 @@ import errno
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.data.arrays import DAMAGE, StoredArray, unreadable, write_array
+from medseg.data.lesions import Lesions, find_lesions
+from medseg.data.locations import ANNOTATED, read_locations, sample_locations, write_locations
 from medseg.errors import DatasetError
-from medseg.execute.resources import num_cpus
 from medseg.geometry import SpatialRecord
 from medseg.schema.base import FORMAT_VERSION, format_json, read_json, write_json
-from medseg.values import distinct_values, value_counts
 
-_COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1}
-_SMALLEST_CHUNK = 1 << 18
-"""Voxels; smaller chunks compress badly, so chunks of thin patches are made thicker."""
 _LARGEST_HALF = 6e4
 _ROUNDING = 1e-3
 """Largest rounding error of a stored image, in standard deviations of its channel."""
-_LARGE_BYTES = 1 << 24
-"""Arrays from which on starting threads pays."""
 _PART_SECONDS = 3600
 _RENAMES = 5
 """Attempts at moving an entry into place, while other processes move theirs."""
-_PART = 1 << 20
-"""Voxels of a label map looked at together."""
-_MIN_LOCATIONS = 10_000
-_MIN_SHARE = 0.01
-_SEED = 1234
-
-_DAMAGE = (
-    OSError, EOFError, BadZipFile, RuntimeError, KeyError, ValueError, TypeError, AttributeError,
-    SyntaxError, OverflowError,
-)  # fmt: skip
-"""What reading damaged files of an entry ends with; blosc2 parses a header as Python."""
-
-ANNOTATED = -1
-"""Key of the locations without the ignore label, in datasets that have one."""
-
 Labels = NDArray[np.unsignedinteger[Any]]
 
 
@@ -70,6 +48,8 @@ class Entry:
     locations: Mapping[int, NDArray[np.int32]]
     """Label -> (N, 3) sampled voxels with that label."""
     record: SpatialRecord
+    lesions: Lesions | None = None
+    """The connected parts these voxels lie in; None where they were not looked for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,12 +68,11 @@ class Entry:
         Raises:
             DatasetError: If they cannot be read.
         """
-        return Entry(
+        return replace(
+            self,
             image=self.image[...],
             segmentation=self.segmentation[...],
             outside=None if self.outside is None else self.outside[...],
-            locations=self.locations,
-            record=self.record,
         )
 
 
@@ -138,12 +117,13 @@ class CaseStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}.", suffix=".part"))
         try:
-            _write_array(part / "image.b2nd", image, chunk, storage_type(image))
-            _write_array(part / "segmentation.b2nd", segmentation, chunk)
+            write_array(part / "image.b2nd", image, chunk, storage_type(image))
+            write_array(part / "segmentation.b2nd", segmentation, chunk)
             if outside is not None:
-                _write_array(part / "outside.b2nd", outside, chunk)
+                write_array(part / "outside.b2nd", outside, chunk)
             locations = sample_locations(segmentation, ignore_label)
-            _write_locations(part / "locations.npz", locations, segmentation.shape)
+            lesions = find_lesions(segmentation, locations.keys() - {ANNOTATED}, locations)
+            write_locations(part / "locations.npz", locations, lesions, segmentation.shape)
             sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
             entry = {"format_version": FORMAT_VERSION, **record.to_json(), "files": sizes}
             (part / "entry.json").write_text(format_json(entry), encoding="utf-8")
@@ -172,15 +152,17 @@ class CaseStore:
             values.pop("format_version")
             record = SpatialRecord.from_json(values)
             shape, outside = tuple(record.shape_network), path / "outside.b2nd"
+            locations, lesions = read_locations(path / "locations.npz", shape)
             return Entry(
-                image=_StoredArray(path / "image.b2nd", shape),
-                segmentation=_StoredArray(path / "segmentation.b2nd", shape),
-                outside=_StoredArray(outside, shape) if outside.exists() else None,
-                locations=_read_locations(path / "locations.npz", shape),
+                image=StoredArray(path / "image.b2nd", shape),
+                segmentation=StoredArray(path / "segmentation.b2nd", shape),
+                outside=StoredArray(outside, shape) if outside.exists() else None,
+                locations=locations,
+                lesions=lesions,
                 record=record,
             )
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from error
+        except DAMAGE as error:
+            raise unreadable(path, error) from error
 
     def write_index(self, name: str, keys: Mapping[str, str], made_with: str) -> None:
         """Write case id -> key for one configuration (name: PLANS__CONFIG).
@@ -272,155 +254,11 @@ def digest(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def sample_locations(
-    segmentation: Labels, ignore_label: int | None = None
-) -> dict[int, NDArray[np.int32]]:
-    """Return up to max(10,000, 1 %) voxels of each foreground label, drawn without replacement.
-
-    With an ignore label, `ANNOTATED` holds as many voxels that do not have it.
-
-    Source:
-        Class locations of nnU-Net v2's preprocessor.
-    """
-    rng = np.random.default_rng(_SEED)
-    flat = segmentation.ravel()
-    values, counts = value_counts(flat)
-    found = {
-        int(v): int(n) for v, n in zip(values, counts, strict=True) if v not in (0, ignore_label)
-    }
-    chosen = {label: _ranks(number, rng) for label, number in found.items()}
-    if ignore_label is not None:
-        num_ignored = int(counts[values == ignore_label].sum())
-        chosen[ANNOTATED] = _ranks(flat.size - num_ignored, rng)
-    voxels = {label: [np.empty(0, np.intp)] for label in chosen}
-    seen = dict.fromkeys(chosen, 0)
-    for start in range(0, flat.size, _PART):
-        part = flat[start : start + _PART]
-        for label in _occurring(part, chosen):
-            held = part != ignore_label if label == ANNOTATED else part == label
-            where = np.flatnonzero(held)
-            first, seen[label] = seen[label], seen[label] + len(where)
-            ranks = chosen[label]
-            wanted = ranks[np.searchsorted(ranks, first) : np.searchsorted(ranks, seen[label])]
-            voxels[label].append(start + where[wanted - first])
-    return {
-        label: np.stack(np.unravel_index(np.concatenate(parts), segmentation.shape), axis=1).astype(
-            np.int32
-        )
-        for label, parts in voxels.items()
-    }
-
-
-def _ranks(count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Return which of a label's voxels are sampled, ascending."""
-    sampled = min(count, max(_MIN_LOCATIONS, math.ceil(count * _MIN_SHARE)))
-    return np.sort(rng.choice(count, sampled, replace=False)).astype(np.intp)
-
-
-def _occurring(part: Labels, chosen: Mapping[int, Any]) -> list[int]:
-    """Return the labels of `chosen` that occur in a part of a label map."""
-    occurring = set(distinct_values(part).tolist()) if part.any() else {0}
-    return [label for label in chosen if label == ANNOTATED or label in occurring]
-
-
-def _write_array(path: Path, array: NDArray[Any], chunk: tuple[int, ...], kind: Any = None) -> None:
-    """Write an array chunk by chunk, so that no copy of it is made, as its own type or `kind`."""
-    lead = array.ndim - len(chunk)
-    chunks = (1,) * lead + _chunk(chunk, array.shape[lead:])
-    target = blosc2.empty(
-        array.shape,
-        dtype=np.dtype(kind or array.dtype),
-        urlpath=str(path),
-        mode="w",
-        chunks=chunks,
-        cparams={**_COMPRESSION, "nthreads": _num_threads(array.nbytes)},
-    )
-    for start in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunks, strict=True))):
-        place = tuple(slice(s * c, (s + 1) * c) for s, c in zip(start, chunks, strict=True))
-        target[place] = np.ascontiguousarray(array[place], dtype=target.dtype)
-
-
-def _num_threads(num_bytes: int) -> int:
-    """Return all processors for a large array, 1 for a small one and in one of several workers."""
-    is_alone = multiprocessing.parent_process() is None
-    return num_cpus() if is_alone and num_bytes > _LARGE_BYTES else 1
-
-
-def _chunk(size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the chunk for readers of windows of `size`, thick enough to compress well.
-
-    Examples:
-        >>> _chunk((1, 256, 256), (80, 300, 300)), _chunk((1, 64, 64), (30, 60, 60))
-        ((4, 256, 256), (30, 60, 60))
-    """
-    fitting = [min(part, length) for part, length in zip(size, shape, strict=True)]
-    for axis, length in enumerate(shape):
-        missing = -(-_SMALLEST_CHUNK // math.prod(fitting))
-        fitting[axis] = min(length, fitting[axis] * missing)
-    return tuple(fitting)
-
-
-class _StoredArray:
-    """An array on disk that is read where it is sliced."""
-
-    __slots__ = ("_array", "_path", "dtype", "ndim", "shape")
-
-    def __init__(self, path: Path, spatial: tuple[int, ...]) -> None:
-        """Open the file of an array with these last axes."""
-        self._path = path
-        self._array: Any = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-        self.shape: tuple[int, ...] = tuple(self._array.shape)
-        self.dtype: np.dtype[Any] = self._array.dtype
-        self.ndim = len(self.shape)
-        if self.shape[-len(spatial) :] != spatial:
-            raise ValueError(f"{path.name} is of shape {self.shape}, entry.json says {spatial}")
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Return a part of the array, in memory.
-
-        Raises:
-            DatasetError: If the file is damaged.
-        """
-        try:
-            part: NDArray[Any] = self._array[index]
-        except _DAMAGE as error:
-            raise _unreadable(self._path.parent, f"{self._path.name}: {error}") from error
-        return part
-
-
-def _unreadable(path: Path, reason: object) -> DatasetError:
-    return DatasetError(
-        f"{path}: preprocessed case cannot be read ({reason}). "
-        "Delete this folder and run 'medseg preprocess' again."
-    )
-
-
-def _write_locations(
-    path: Path, locations: Mapping[int, NDArray[np.int32]], shape: tuple[int, ...]
-) -> None:
-    """Write voxels as their flat index: a third of the space."""
-    kind = np.uint32 if math.prod(shape) <= np.iinfo(np.uint32).max else np.uint64
-    flat = {
-        str(label): np.ravel_multi_index(tuple(voxels.T), shape).astype(kind)
-        for label, voxels in locations.items()
-    }
-    np.savez(path, **flat)
-
-
-def _read_locations(path: Path, shape: tuple[int, ...]) -> dict[int, NDArray[np.int32]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        flat = {int(name): arrays[name].astype(np.intp) for name in arrays.files}
-    return {
-        label: np.stack(np.unravel_index(voxels, shape), axis=1).astype(np.int32)
-        for label, voxels in flat.items()
-    }
-
-
 def _is_whole(path: Path) -> bool:
     """Return whether the folder of an entry holds its files, each of its size."""
     try:
         _require_sizes(path, read_json(path / "entry.json")["files"])
-    except _DAMAGE:
+    except DAMAGE:
         return False
     return True
 

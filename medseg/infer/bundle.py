@@ -7,12 +7,14 @@ BUNDLE/
   plans.json                         Plans with exactly one configuration
   weights/fold_0.safetensors         checkpoint "final"; folds are fold_0 ... or all
   weights/fold_0.best.safetensors    any other checkpoint: its name before the ending
+  members/previous/                  the whole bundle of the stage before, in a cascade
 ```
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ from typing import TypeVar
 import torch
 
 from medseg.errors import BundleError, ConfigError, near_names
+from medseg.labels import LabelScheme
 from medseg.models.weights import save_weights
 from medseg.schema.base import FORMAT_VERSION, Schema, read, write
 from medseg.schema.bundle import BundleManifest, Semantics
@@ -31,6 +34,8 @@ from medseg.schema.dataset import DatasetSpec
 from medseg.schema.plans import Configuration, Plans
 
 MANIFEST = "bundle.json"
+PREVIOUS = "members/previous"
+"""Where a cascade holds the bundle of the stage before."""
 Tensors = Mapping[str, torch.Tensor]
 S = TypeVar("S", bound=Schema)
 
@@ -45,6 +50,8 @@ class Bundle:
     """Channels and labels."""
     plans: Plans
     """Holds one configuration."""
+    previous: Bundle | None = None
+    """The stage before, in a cascade."""
 
     @property
     def configuration_name(self) -> str:
@@ -103,7 +110,7 @@ def weights_name(fold: str, checkpoint: str) -> str:
     return f"weights/{fold}{middle}.safetensors"
 
 
-def write_bundle(
+def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by keyword
     folder: Path,
     *,
     spec: DatasetSpec,
@@ -112,6 +119,7 @@ def write_bundle(
     weights: Mapping[str, Mapping[str, Tensors | Path]],
     semantics: Semantics,
     recipe: str = "",
+    previous: Path | None = None,
 ) -> Bundle:
     """Write a bundle; an existing one at this place is replaced whole.
 
@@ -124,10 +132,11 @@ def write_bundle(
             or a safetensors file, which is copied.
         semantics: How a prediction is put together.
         recipe: Name of the recipe the weights were trained with.
+        previous: Bundle of the stage before, for the second stage of a cascade; it is copied whole.
 
     Raises:
-        BundleError: If there are no weights, a fold lacks "final", or `folder` holds something
-            that is not a bundle.
+        BundleError: If there are no weights, a fold lacks "final", `folder` holds something that
+            is not a bundle, or the stage before is missing, lacks a fold or does not fit.
         PlanError: If the plans do not hold `configuration`.
     """
     folder = Path(folder)
@@ -143,7 +152,10 @@ def write_bundle(
         )
         write(part / "plans.json", plans.model_copy(update={"configurations": chosen}))
         _write_weights(part, weights)
+        if previous is not None:
+            _copy_bundle(read_bundle(previous), part / PREVIOUS)
         manifest = BundleManifest(
+            kind="single" if previous is None else "cascade",
             configuration=configuration,
             recipe=recipe,
             semantics=semantics,
@@ -153,6 +165,8 @@ def write_bundle(
             medseg_version=metadata.version("medseg"),
         )
         write(part / MANIFEST, manifest)
+        if problems := _cascade_problems(_open(part, manifest)):
+            raise BundleError("\n".join([f"{folder}: not written.", *problems]))
         _replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -160,7 +174,7 @@ def write_bundle(
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle and verify the checksum of every file it lists.
+    """Read a bundle, and that of a stage before, and verify the checksum of every file they list.
 
     Raises:
         BundleError: If it is missing, damaged, incomplete, of a newer format or of an unknown
@@ -171,12 +185,7 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder}: not a bundle ({_describe(folder)}); expected {MANIFEST}.")
     manifest = _read(BundleManifest, folder / MANIFEST)
     _verify(folder, manifest)
-    bundle = Bundle(
-        folder=folder,
-        manifest=manifest,
-        spec=_read(DatasetSpec, folder / "dataset.json"),
-        plans=_read(Plans, folder / "plans.json"),
-    )
+    bundle = _open(folder, manifest)
     if list(bundle.plans.configurations) != [manifest.configuration]:
         raise BundleError(
             f"{folder}/plans.json: holds {', '.join(bundle.plans.configurations) or 'nothing'}; "
@@ -184,6 +193,17 @@ def read_bundle(folder: Path) -> Bundle:
             "Write the bundle again."
         )
     return bundle
+
+
+def _open(folder: Path, manifest: BundleManifest) -> Bundle:
+    """Return the parts of a bundle whose files are known to be whole."""
+    return Bundle(
+        folder=folder,
+        manifest=manifest,
+        spec=_read(DatasetSpec, folder / "dataset.json"),
+        plans=_read(Plans, folder / "plans.json"),
+        previous=read_bundle(folder / PREVIOUS) if manifest.kind == "cascade" else None,
+    )
 
 
 def find_bundle(path: Path) -> Path:
@@ -252,9 +272,31 @@ def _write_weights(part: Path, weights: Mapping[str, Mapping[str, Tensors | Path
                 raise BundleError(f"{content}: weights of {fold} are missing; train the fold.")
 
 
+def _copy_bundle(bundle: Bundle, target: Path) -> None:
+    """Copy a bundle's own files, and nothing that may lie beside them."""
+    for name in (MANIFEST, *bundle.manifest.sha256):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(bundle.folder / name, target / name)
+    if bundle.previous is not None:
+        _copy_bundle(bundle.previous, target / PREVIOUS)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name where the disk can, else copy it; bundles are never changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    """Return the checksum of every file; of a member that of its manifest, which has the others."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: _sha256(path)
+        for name, path in sorted(files.items())
+        if path.is_file() and (not name.startswith("members/") or name == f"{PREVIOUS}/{MANIFEST}")
+    }
 
 
 def _sha256(path: Path) -> str:
@@ -293,6 +335,7 @@ def _verify(folder: Path, manifest: BundleManifest) -> None:
         if (problem := _file_problem(folder, name, expected)) is not None
     ]
     needed = ["dataset.json", "plans.json"]
+    needed += [f"{PREVIOUS}/{MANIFEST}"] if manifest.kind == "cascade" else []
     needed += [weights_name(fold, name) for fold in manifest.folds for name in manifest.checkpoints]
     problems += [f"  {name}: not listed" for name in needed if name not in manifest.sha256]
     if problems:
@@ -327,13 +370,38 @@ def check_supported(bundle: Bundle) -> None:
         for name, value in expected.items()
         if getattr(semantics, name) != value
     ]
-    if bundle.configuration.previous_stage is not None:
-        problems.append(
-            f"configuration {bundle.configuration_name!r} needs the prediction of "
-            f"{bundle.configuration.previous_stage!r} (a cascade)"
-        )
+    problems += _cascade_problems(bundle)
     if problems:
         raise BundleError(
             f"{bundle.folder}: this medseg (bundle format {FORMAT_VERSION}) cannot predict with "
             f"it: {'; '.join(problems)}. Update medseg, or use another bundle."
         )
+    if bundle.previous is not None:
+        check_supported(bundle.previous)
+
+
+def _cascade_problems(bundle: Bundle) -> list[str]:
+    """Return what keeps the two stages of a cascade from fitting together, in words."""
+    wanted, before = bundle.configuration.previous_stage, bundle.previous
+    name = f"configuration {bundle.configuration_name!r}"
+    if before is None:
+        if wanted is None:
+            return []
+        return [f"{name} needs the prediction of {wanted!r}, but {PREVIOUS} is missing"]
+    pairs = {
+        "the configuration": (wanted, before.configuration_name),
+        "channels": (bundle.spec.channels, before.spec.channels),
+        "labels": (
+            LabelScheme.from_spec(bundle.spec).values,
+            LabelScheme.from_spec(before.spec).values,
+        ),
+        "network_axes": (bundle.plans.network_axes, before.plans.network_axes),
+    }
+    problems = [
+        f"{PREVIOUS}: {what} is {found}, {name} expects {expected}"
+        for what, (expected, found) in pairs.items()
+        if expected != found
+    ]
+    if lacking := [fold for fold in bundle.manifest.folds if fold not in before.manifest.folds]:
+        problems.append(f"{PREVIOUS}: no weights of {', '.join(lacking)}")
+    return problems

@@ -6,7 +6,7 @@ Shape letters: L logit channels, n0 n1 n2 network axes, I J K axes of the image 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def segmentation_from_logits(
     segmentation: NDArray[np.integer[Any]]
     segmentation = np.full(record.shape_image, labels.background, dtype=labels.value_dtype)
     box = record.to_network_axes(segmentation)[_box(record)]
-    for rows, slab in _slabs(logits, record):
+    for rows, slab in _cropped_slabs(logits, record):
         box[rows] = labels.to_values(labels.segment(slab))
     return segmentation
 
@@ -65,9 +65,45 @@ def probabilities_from_logits(
     if not labels.has_regions:
         probabilities[0] = 1
     box = record.to_network_axes(probabilities)[(slice(None), *_box(record))]
-    for rows, slab in _slabs(logits, record):
+    for rows, slab in _cropped_slabs(logits, record):
         box[:, rows] = labels.activate(slab).numpy()
     return probabilities
+
+
+def indices_for_next_stage(
+    logits: torch.Tensor, record: SpatialRecord, target: SpatialRecord, labels: LabelScheme
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return what the first stage of a cascade found, on the grid of the second stage's network.
+
+    Logits are resampled linearly, slab by slab, before each voxel takes its label.
+
+    Args:
+        logits: (L, *record.shape_network) of the first stage, float32.
+        record: How the first stage's network saw the image.
+        target: How the second stage's network sees the same image.
+        labels: What the L channels mean.
+
+    Returns:
+        (*target.shape_network) label indices.
+
+    Raises:
+        ValueError: If the two records are not of one image, cropped alike.
+
+    Source:
+        Behaviour of nnU-Net v2, which writes such label maps for the training of a second stage;
+        here it is the way in prediction too.
+    """
+    for name in ("shape_image", "axes", "flips", "box"):
+        if getattr(record, name) != getattr(target, name):
+            raise ValueError(
+                f"{name} is {getattr(record, name)} in the first stage and "
+                f"{getattr(target, name)} in the second; expected one image, cropped alike"
+            )
+    found: NDArray[np.unsignedinteger[Any]]
+    found = np.empty(target.shape_network, dtype=labels.index_dtype)
+    for rows, slab in _slabs(logits, record, target.shape_network, target.spacing_network):
+        found[rows] = labels.segment(slab)
+    return found
 
 
 def volumes_ml(
@@ -95,19 +131,28 @@ def _box(record: SpatialRecord) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in record.box)
 
 
-def _slabs(logits: torch.Tensor, record: SpatialRecord) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield (rows along network axis 0, logits (L, rows, n1, n2)) of the cropped image.
+def _cropped_slabs(
+    logits: torch.Tensor, record: SpatialRecord
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield (rows along network axis 0, logits (L, rows, n1, n2)) of the cropped image."""
+    return _slabs(logits, record, record.shape_cropped, record.spacing_cropped)
 
-    The separate axis is decided from the network's spacing and the image's: a 2D configuration
-    keeps the length of its slice axis, so slices never mix.
+
+def _slabs(
+    logits: torch.Tensor, record: SpatialRecord, shape: Sequence[int], spacing: Sequence[float]
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield (rows along network axis 0, logits (L, rows, n1, n2)) on another grid of the box.
+
+    The separate axis is decided from the network's spacing and the one asked for: a 2D
+    configuration keeps the length of its slice axis, so slices never mix.
     """
-    shape = tuple(record.shape_cropped)
+    shape = tuple(shape)
     if tuple(logits.shape[1:]) != tuple(record.shape_network):
         raise ValueError(
             f"logits have the shape {tuple(logits.shape[1:])}, the record says "
             f"{tuple(record.shape_network)}"
         )
-    separate = separate_axis(record.spacing_network, record.spacing_cropped)
+    separate = separate_axis(record.spacing_network, spacing)
     thickness = max(1, SLAB_ELEMENTS // (logits.shape[0] * math.prod(shape[1:])))
     for start in range(0, shape[0], thickness):
         stop = min(start + thickness, shape[0])

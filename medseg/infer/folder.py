@@ -12,7 +12,8 @@ from pydantic import Field
 
 from medseg.data.dataset import group_channels
 from medseg.errors import DatasetError, MedsegError
-from medseg.infer.model import CaseError, Model, Result, Tta
+from medseg.infer.model import Model
+from medseg.infer.result import CaseError, Result, Tta
 from medseg.io.image import PICTURE_ENDINGS, TIFF_ENDINGS
 from medseg.io.read import read_channels, split_ending
 from medseg.io.write import output_ending

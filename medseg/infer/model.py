@@ -17,99 +17,30 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medseg.errors import (
-    BundleError,
-    ConfigError,
-    DatasetError,
-    MedsegError,
-    case_context,
-    near_names,
-)
+from medseg.errors import BundleError, ConfigError, DatasetError, MedsegError, case_context
 from medseg.geometry import Grid, SpatialRecord
 from medseg.infer.bundle import Bundle, check_supported, find_bundle, read_bundle
-from medseg.infer.export import probabilities_from_logits, segmentation_from_logits, volumes_ml
+from medseg.infer.export import (
+    indices_for_next_stage,
+    probabilities_from_logits,
+    segmentation_from_logits,
+    volumes_ml,
+)
 from medseg.infer.predictor import mirror_subsets, predict_logits
+from medseg.infer.result import CaseError, Options, Result, Tta
 from medseg.infer.source import Case, Source, case_name, read_case
 from medseg.infer.tiles import num_tiles
 from medseg.io.image import Header
-from medseg.io.write import write_segmentation
 from medseg.labels import LabelScheme
-from medseg.models.blocks import NormMethod
 from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype, pick_device
-from medseg.models.unet import UNet
 from medseg.models.weights import load_into, load_weights
 from medseg.preprocess.pipeline import preprocess_case
 
 logger = logging.getLogger(__name__)
 
-Tta = Literal["auto", "none", "flips"]
 CPU_FLIP_VOXELS = 2**26
 """On the CPU `tta="auto"` mirrors while folds x mirrorings x tiles x voxels stay below this."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Result:
-    """The prediction of one case, on the grid of its image."""
-
-    case: str
-    """Name of the case."""
-    segmentation: NDArray[np.integer[Any]]
-    """(I, J, K) label map with the values of the dataset's files."""
-    probabilities: NDArray[np.float32] | None
-    """(L, I, J, K), on request."""
-    affine: NDArray[np.float64]
-    """(4, 4) voxel to RAS+ mm, that of the image."""
-    labels: dict[str, int | tuple[int, ...]]
-    """Label name -> value, or values of a region."""
-    volumes_ml: dict[str, float]
-    """Structure -> volume."""
-    flags: tuple[str, ...]
-    """What a person should look at, in words; empty if nothing."""
-    record: SpatialRecord
-    """How the network saw the image."""
-    header: Header
-    """Header of the image; a plain one if the case was an array."""
-
-    def save(self, path: str | Path) -> None:
-        """Write the segmentation with exactly the geometry of its image, atomically.
-
-        Args:
-            path: Target; its ending chooses the format.
-
-        Raises:
-            DatasetError: If the ending is unknown.
-            GeometryError: If the format cannot hold the image's geometry.
-        """
-        write_segmentation(path, self.segmentation, self.header)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseError:
-    """A case that could not be predicted."""
-
-    case: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How predictions are made."""
-
-    probabilities: bool = False
-    tta: Tta = "auto"
-    step: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        known = ["auto", "none", "flips"]
-        if self.tta not in known:
-            raise ConfigError(
-                f"tta is {self.tta!r}; expected one of: {', '.join(known)}."
-                f"{near_names(str(self.tta), known)}"
-            )
-        if not 0 < self.step <= 1:
-            raise ConfigError(f"step is {self.step}; expected a number in (0, 1], usually 0.5.")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -122,6 +53,8 @@ class _Ready:
     header: Header
     record: SpatialRecord
     flags: tuple[str, ...]
+    before: _Ready | None
+    """The same for the stage before, in a cascade."""
 
 
 def load(
@@ -131,8 +64,12 @@ def load(
     mode: Literal["default", "exact"] = "default",
     folds: Sequence[str | int] | None = None,
     checkpoint: str = "final",
+    trust_code: bool = False,
 ) -> Model:
     """Load a bundle, or the bundle of a training run, and keep its networks in memory.
+
+    The first stage of a cascade is loaded with the same folds, and is always its "final" weights,
+    on whose findings the second stage was trained.
 
     Args:
         path: Bundle folder or run folder.
@@ -140,35 +77,61 @@ def load(
         mode: "exact" computes in float32 and one tile at a time.
         folds: Folds to average (0, "fold_0", "all" ...); None takes all the bundle has.
         checkpoint: "final" or "best".
+        trust_code: Import a network given as "package.module:Name", which runs that code.
 
     Raises:
-        BundleError: If there is no bundle, it is damaged, or it lacks the weights asked for.
+        BundleError: If there is no bundle, it is damaged, it lacks the weights asked for, or it
+            needs code that is not trusted.
     """
     if mode not in ("default", "exact"):
         raise ConfigError(f"mode is {mode!r}; expected one of: default, exact.")
     bundle = read_bundle(find_bundle(Path(path)))
     check_supported(bundle)
     chosen = bundle.select_folds(folds)
-    target = pick_device(device)
-    labels = LabelScheme.from_spec(bundle.spec)
-    paths = [bundle.weights(fold, checkpoint) for fold in chosen]
-    norm: NormMethod = "instance" if mode == "exact" else "auto"
-    networks = [_network(bundle, labels, path, norm).to(target) for path in paths]
-    if mode != "exact":
-        networks = [network.use_channels_last() for network in networks]
-    return Model(bundle, networks, folds=chosen, device=target, is_exact=mode == "exact")
+    how = _Loading(folds=chosen, device=pick_device(device), mode=mode, trust_code=trust_code)
+    return _loaded(bundle, how, checkpoint)
 
 
-def _network(bundle: Bundle, labels: LabelScheme, path: Path, norm: NormMethod) -> UNet:
-    network = build_network(
-        bundle.configuration.architecture,
-        num_inputs=len(bundle.spec.channels),
-        num_logits=labels.num_logits,
-        norm=norm,
-        generator=torch.Generator(),  # leaves the caller's random state alone
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loading:
+    """How the networks of a bundle, and of the stage before, are brought into memory."""
+
+    folds: tuple[str, ...]
+    device: torch.device
+    mode: Literal["default", "exact"]
+    trust_code: bool
+
+
+def _loaded(bundle: Bundle, how: _Loading, checkpoint: str) -> Model:
+    previous = None if bundle.previous is None else _loaded(bundle.previous, how, "final")
+    networks = [_network(bundle, bundle.weights(fold, checkpoint), how) for fold in how.folds]
+    return Model(
+        bundle,
+        networks,
+        folds=how.folds,
+        device=how.device,
+        is_exact=how.mode == "exact",
+        previous=previous,
     )
+
+
+def _network(bundle: Bundle, path: Path, how: _Loading) -> nn.Module:
+    configuration, labels = bundle.configuration, LabelScheme.from_spec(bundle.spec)
+    try:
+        network = build_network(
+            configuration.architecture,
+            num_inputs=len(bundle.spec.channels) + labels.num_previous(configuration),
+            num_logits=labels.num_logits,
+            patch_size=configuration.patch_size,
+            norm="instance" if how.mode == "exact" else "auto",
+            generator=torch.Generator(),  # leaves the caller's random state alone
+            trust_code=how.trust_code,
+        )
+    except BundleError as error:
+        raise BundleError(f"{bundle.folder}: {error}") from None
     load_into(network, load_weights(path), str(path))
-    return network.requires_grad_(False).eval()
+    network = network.requires_grad_(False).eval().to(how.device)
+    return network if how.mode == "exact" else network.use_channels_last()
 
 
 class Model:
@@ -182,8 +145,10 @@ class Model:
         folds: Sequence[str],
         device: torch.device,
         is_exact: bool = False,
+        previous: Model | None = None,
     ) -> None:
         self.bundle = bundle
+        self.previous = previous
         self.labels = LabelScheme.from_spec(bundle.spec)
         self.folds = tuple(folds)
         self.device = device
@@ -266,6 +231,10 @@ class Model:
         """Read a case and bring it into the network frame; runs beside the network."""
         source = read_case(case, name)
         self._check_channels(source)
+        return self._ready(source)
+
+    def _ready(self, source: Source) -> _Ready:
+        """Bring a case into the network frame of this stage and of those before it."""
         prepared = preprocess_case(
             source.channels,
             source.grid.affine,
@@ -273,12 +242,13 @@ class Model:
             configuration=self.bundle.configuration,
         )
         return _Ready(
-            name=name,
+            name=source.name,
             image=torch.from_numpy(np.ascontiguousarray(prepared.image)),
             grid=source.grid,
             header=source.header,
             record=prepared.record,
             flags=self._image_flags(source),
+            before=None if self.previous is None else self.previous._ready(source),
         )
 
     def _check_channels(self, source: Source) -> None:
@@ -320,13 +290,43 @@ class Model:
         )
 
     def _logits(self, ready: _Ready, options: Options) -> torch.Tensor:
-        mirror_axes = self._mirror_axes(ready, options)
+        """Return logits in the network frame, having asked the stage before what it finds."""
+        found = None
+        if self.previous is not None and ready.before is not None:
+            logits = self.previous._logits(ready.before, options)
+            found = indices_for_next_stage(
+                logits, ready.before.record, ready.record, self.previous.labels
+            )
+        return self.network_logits(ready.image, options, name=ready.name, previous=found)
+
+    def network_logits(
+        self,
+        image: torch.Tensor,
+        options: Options,
+        *,
+        name: str = "case",
+        previous: NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> torch.Tensor:
+        """Return the logits of a preprocessed image, in the network frame.
+
+        Args:
+            image: (C, n0, n1, n2) float32, preprocessed for the bundle's configuration.
+            options: Mirroring and tiles.
+            name: What the log calls the case.
+            previous: (n0, n1, n2) label indices that the stage before found, in a cascade.
+
+        Returns:
+            (L, n0, n1, n2) float32, on the CPU.
+        """
+        mirror_axes = self._mirror_axes(image, options, name)
         with self._lock:
             return predict_logits(
                 self._networks,
-                ready.image,
+                image,
                 self.bundle.configuration.patch_size,
                 num_logits=self.labels.num_logits,
+                previous=None if previous is None else _as_tensor(previous),
+                num_previous=self.labels.num_previous(self.bundle.configuration),
                 mirror_axes=mirror_axes,
                 swap_axes=self.bundle.manifest.semantics.swap_axes,
                 swaps=self._swaps,
@@ -352,19 +352,19 @@ class Model:
             )
         return self.labels.channel_pairs(sides.pairs)
 
-    def _mirror_axes(self, ready: _Ready, options: Options) -> tuple[int, ...]:
+    def _mirror_axes(self, image: torch.Tensor, options: Options, name: str) -> tuple[int, ...]:
         """Return the axes to mirror; `auto` decides by the work it takes and says so."""
         axes = self.bundle.manifest.semantics.mirror_axes
         if options.tta != "auto" or not axes:
             return () if options.tta == "none" else axes
         tile = self.bundle.configuration.patch_size
-        tiles = num_tiles(ready.image.shape[1:], tile, options.step)
+        tiles = num_tiles(image.shape[1:], tile, options.step)
         passes = len(self._networks) * len(mirror_subsets(axes))
         affordable = passes * tiles * math.prod(tile) <= CPU_FLIP_VOXELS
         chosen = axes if self.device.type != "cpu" or affordable else ()
         logger.info(
             "case %s: tta auto chose %s (%d tiles x %d passes with flips, on %s)",
-            ready.name, "flips" if chosen else "none", tiles, passes, self.device,
+            name, "flips" if chosen else "none", tiles, passes, self.device,
         )  # fmt: skip
         return chosen
 
@@ -374,3 +374,9 @@ class Model:
         if self.device.type == "cuda":
             return configuration.batch_size
         return 4 if configuration.num_dimensions == 2 else 1
+
+
+def _as_tensor(indices: NDArray[np.unsignedinteger[Any]]) -> torch.Tensor:
+    """Return label indices in a type that every device computes with."""
+    is_small = indices.dtype == np.uint8
+    return torch.from_numpy(np.ascontiguousarray(indices, None if is_small else np.int32))

@@ -1,6 +1,6 @@
 """Sliding-window prediction: tiles x mirrors x networks -> logits of one preprocessed image.
 
-Shape letters: B tiles of a batch, C input channels, L logit channels, n0 n1 n2 network axes.
+Shape letters: B tiles of a batch, C image channels, L logit channels, n0 n1 n2 network axes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from medseg.augment.previous import one_hot
 from medseg.errors import BundleError
 from medseg.infer.tiles import Index, importance, padding, tile_indices
 
@@ -32,9 +33,39 @@ class _Pass:
     flips: tuple[tuple[int, ...], ...]
     channels: tuple[torch.Tensor | None, ...]
     """For each flip the channel that each channel is read from; None: its own."""
+    inputs: tuple[torch.Tensor | None, ...]
+    """The same for the channels of the networks' input."""
     num_logits: int
+    num_previous: int
     device: torch.device
     dtype: torch.dtype | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """What the tiles are cut from, padded to hold one."""
+
+    image: torch.Tensor
+    """(C, n0, n1, n2)."""
+    previous: torch.Tensor | None
+    """(n0, n1, n2)."""
+    tile: tuple[int, ...]
+    indices: list[Index]
+
+    def to(self, device: torch.device) -> _Volume:
+        """Return the same on a device."""
+        previous = None if self.previous is None else self.previous.to(device)
+        return replace(self, image=self.image.to(device), previous=previous)
+
+    def cut(self, batch: Sequence[Index], device: torch.device, num_previous: int) -> torch.Tensor:
+        """Return tiles (B, C + num_previous, *tile) on a device."""
+        tiles = torch.stack([self.image[(slice(None), *index)] for index in batch])
+        tiles = tiles.to(device, non_blocking=True)
+        if self.previous is None:
+            return tiles
+        found = torch.stack([self.previous[index] for index in batch])
+        found = found.to(device, non_blocking=True)
+        return torch.cat([tiles, one_hot(found, num_previous)], dim=1)
 
 
 def mirror_subsets(mirror_axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -69,12 +100,40 @@ def swapped_channels(
     return tuple(order if partner and odd else None for odd in is_odd)
 
 
+def swapped_inputs(
+    orders: Sequence[Sequence[int] | None], num_channels: int, num_previous: int
+) -> tuple[tuple[int, ...] | None, ...]:
+    """Return, for each mirroring, which input channel each input channel is read from.
+
+    Where logits change places, so do the channels of what the stage before found: an image whose
+    left and right were exchanged shows the left structure at the place of the right one.
+
+    Args:
+        orders: What `swapped_channels` returned.
+        num_channels: Channels of the image, which come first.
+        num_previous: Channels of the indices 1, 2 ... of the stage before.
+
+    Examples:
+        >>> swapped_inputs([None, (0, 3, 2, 1)], 2, 3)
+        (None, (0, 1, 4, 3, 2))
+    """
+    own = tuple(range(num_channels))
+    return tuple(
+        None
+        if order is None or not num_previous
+        else own + tuple(num_channels + index - 1 for index in order[1 : num_previous + 1])
+        for order in orders
+    )
+
+
 def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but three by keyword
     networks: Sequence[nn.Module],
     image: torch.Tensor,
     tile: tuple[int, ...],
     *,
     num_logits: int,
+    previous: torch.Tensor | None = None,
+    num_previous: int = 0,
     mirror_axes: Sequence[int] = (),
     swap_axes: Sequence[int] = (),
     swaps: Sequence[tuple[int, int]] = (),
@@ -97,6 +156,9 @@ def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but
         tile: Tile size in voxels; two entries for a 2D configuration, which runs on the slices
             along network axis 0.
         num_logits: Channels the networks return (L).
+        previous: (n0, n1, n2) label indices that the stage before found, in a cascade; the networks
+            take them after the image as `num_previous` channels, one for each index from 1.
+        num_previous: How many indices that are.
         mirror_axes: Axes of the tile that are mirrored, in all combinations.
         swap_axes: Axes of the tile whose mirroring exchanges left and right.
         swaps: Pairs of channels, left and right form of the same thing, that change places in the
@@ -119,17 +181,26 @@ def predict_logits(  # noqa: PLR0913 - the whole recipe of a prediction, all but
     """
     _check(networks, image, tile, mirror_axes, tile_batch)
     _check_swaps(tile, num_logits, swap_axes, swaps)
+    _check_previous(image, previous, num_previous)
     flips, target = mirror_subsets(mirror_axes), torch.device(device)
-    channels = tuple(
-        None if order is None else torch.tensor(order, device=target)
-        for order in swapped_channels(flips, num_logits, swap_axes=swap_axes, swaps=swaps)
+    orders = swapped_channels(flips, num_logits, swap_axes=swap_axes, swaps=swaps)
+    run = _Pass(
+        networks=tuple(networks),
+        flips=flips,
+        channels=_on(target, orders),
+        inputs=_on(target, swapped_inputs(orders, image.shape[0], num_previous)),
+        num_logits=num_logits,
+        num_previous=num_previous,
+        device=target,
+        dtype=dtype,
     )
-    run = _Pass(tuple(networks), flips, channels, num_logits, target, dtype)
     lacks = padding(image.shape[1:], tile)
-    padded = functional.pad(image, [amount for pair in reversed(lacks) for amount in pair])
+    padded = _padded(image, lacks)
+    before = None if previous is None else _padded(previous, lacks)
     indices = tile_indices(padded.shape[1:], tile, step)
+    volume = _Volume(padded, before, tile, indices)
     with torch.inference_mode(), _evaluating(run.networks):
-        logits = _finite(run, padded, tile, indices, tile_batch, progress)
+        logits = _finite(run, volume, tile_batch, progress)
     inner = tuple(
         slice(before, before + length)
         for (before, _), length in zip(lacks, image.shape[1:], strict=True)
@@ -175,6 +246,27 @@ def _check_swaps(
         )
 
 
+def _check_previous(image: torch.Tensor, previous: torch.Tensor | None, num_previous: int) -> None:
+    if (previous is None) != (num_previous == 0):
+        found = "nothing" if previous is None else "a label map"
+        raise ValueError(f"num_previous is {num_previous}, the stage before gave {found}")
+    if previous is not None and (previous.is_floating_point() or previous.shape != image.shape[1:]):
+        raise ValueError(
+            f"previous must hold integers of shape {tuple(image.shape[1:])}, got {previous.dtype} "
+            f"{tuple(previous.shape)}"
+        )
+
+
+def _padded(array: torch.Tensor, lacks: Sequence[tuple[int, int]]) -> torch.Tensor:
+    return functional.pad(array, [amount for pair in reversed(lacks) for amount in pair])
+
+
+def _on(
+    device: torch.device, orders: Sequence[Sequence[int] | None]
+) -> tuple[torch.Tensor | None, ...]:
+    return tuple(None if order is None else torch.tensor(order, device=device) for order in orders)
+
+
 @contextmanager
 def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Put networks into evaluation mode; those that were training return to it."""
@@ -189,20 +281,15 @@ def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _finite(
-    run: _Pass,
-    image: torch.Tensor,
-    tile: tuple[int, ...],
-    indices: list[Index],
-    tile_batch: int,
-    progress: Progress | None,
+    run: _Pass, volume: _Volume, tile_batch: int, progress: Progress | None
 ) -> torch.Tensor:
     """Return what `_accumulate` does, repeated in float32 if the autocast type overflowed."""
-    logits = _accumulate(run, image, tile, indices, tile_batch, progress)
+    logits = _accumulate(run, volume, tile_batch, progress)
     if torch.isfinite(logits.sum()):
         return logits
     if run.dtype is not None:
         logger.warning("the network overflowed in %s; predicting again in float32", run.dtype)
-        return _finite(replace(run, dtype=None), image, tile, indices, tile_batch, progress)
+        return _finite(replace(run, dtype=None), volume, tile_batch, progress)
     raise BundleError(
         "the network returned values that are not finite (NaN or infinity) for a finite image; "
         "the weights are unusable. Use another checkpoint or train again."
@@ -210,25 +297,19 @@ def _finite(
 
 
 def _accumulate(
-    run: _Pass,
-    image: torch.Tensor,
-    tile: tuple[int, ...],
-    indices: list[Index],
-    tile_batch: int,
-    progress: Progress | None,
+    run: _Pass, volume: _Volume, tile_batch: int, progress: Progress | None
 ) -> torch.Tensor:
     """Return the weighted mean of all tiles (L, n0, n1, n2), on the device that holds the sums."""
-    shape = tuple(image.shape[1:])
-    home = _home(run, image)
-    image = image.to(home)
+    shape, tile, indices = tuple(volume.image.shape[1:]), volume.tile, volume.indices
+    home = _home(run, volume.image)
+    volume = volume.to(home)
     with torch.inference_mode(mode=False):  # an ordinary tensor, whatever is done with it later
         total = torch.zeros((run.num_logits, *shape), device=home)
     windows = len(indices) if len(tile) == 3 else len(indices) // shape[0]
     weight = torch.from_numpy(importance(tile).copy() if windows > 1 else _ones(tile)).to(home)
     for start in range(0, len(indices), tile_batch):
         batch = indices[start : start + tile_batch]
-        tiles = torch.stack([image[(slice(None), *index)] for index in batch])
-        logits = _run(run, tiles.to(run.device, non_blocking=True)).to(home)
+        logits = _run(run, volume.cut(batch, run.device, run.num_previous)).to(home)
         for index, values in zip(batch, logits, strict=True):
             total[(slice(None), *index)] += values * weight
         if progress is not None:
@@ -272,9 +353,11 @@ def _run(run: _Pass, tiles: torch.Tensor) -> torch.Tensor:
     total: torch.Tensor | None = None
     autocast = torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None)
     with autocast:
-        for axes, channels in zip(run.flips, run.channels, strict=True):
+        for axes, channels, inputs in zip(run.flips, run.channels, run.inputs, strict=True):
             dims = [axis + 2 for axis in axes]
             mirrored = torch.flip(tiles, dims) if dims else tiles
+            if inputs is not None:
+                mirrored = mirrored.index_select(1, inputs)
             for network in run.networks:
                 output = network(mirrored)
                 logits = output[0] if isinstance(output, (list, tuple)) else output

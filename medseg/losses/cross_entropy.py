@@ -1,8 +1,6 @@
-"""Cross-entropy over labels, binary cross-entropy over regions.
+"""Terms of a loss that are made of voxels: cross-entropy, the hardest of it, and focal loss.
 
-Samples may be annotated in part. Their background voxels then say "none of the labels that were
-drawn", so there the chance of the background is that of the background or of any label that was
-not drawn; regions that were not drawn are left out.
+With regions, each takes the binary cross-entropy of every region instead.
 """
 
 from __future__ import annotations
@@ -13,109 +11,121 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medseg.losses.hardest import mean_of_hardest
+from medseg.losses.sums import Sums, quotient
+from medseg.losses.voxels import Voxels
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+Terms = tuple[Tensor, Tensor | None]
+"""Values (B, voxels), or (B, L, voxels) pairs of a voxel and a logit; and which of them count: bool
+of a shape that broadcasts to them, None for all."""
+
+
+@dataclass(frozen=True, slots=True)
 class CrossEntropy:
     """Mean cross-entropy of the valid voxels; binary, and averaged over regions, with regions.
 
+    Every pair of a valid voxel and an annotated region counts alike. 0 where there is none.
+
     Source:
-        Marginal loss of learning from partially labelled data: classes that were not annotated are
-        merged with the background by adding their chances.
         Behaviour of nnU-Net v2, but for regions with an ignore label: there it adds the regions
         up instead of averaging them, so that a mask which hides nothing changes the loss.
     """
 
-    has_regions: bool
-    """Whether the logits are regions (sigmoid) rather than labels (softmax)."""
-
-    def __call__(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        valid: Tensor | None = None,
-        annotated: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss, fp32, at least 0; 0 where no voxel is valid.
-
-        Args:
-            logits: (B, L, *spatial), any precision.
-            target: Labels (B, *spatial) int64, or regions (B, L, *spatial) bool.
-            valid: (B, *spatial) bool, False at voxels to be left out; None if all count.
-            annotated: (B, L) bool, False where the structure of a logit channel was not
-                annotated in a sample; None if all were.
-        """
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = as_rows(logits)
-            target, valid = rows_of_target(target, valid)
-            if self.has_regions:
-                return region_cross_entropy(logits, target, valid, annotated)
-            log_target = log_of_target(torch.log_softmax(logits, 1), target, annotated)
-            return mean_of_valid(-log_target, valid)
+    def __call__(self, voxels: Voxels) -> Sums:
+        """Return the sums of this term."""
+        return _mean(cross_entropies(voxels))
 
 
-def as_rows(logits: Tensor) -> Tensor:
-    """Return (B, L, *spatial) logits as (B, L, voxels), at least fp32.
+@dataclass(frozen=True, slots=True)
+class BinaryCrossEntropy:
+    """Mean binary cross-entropy of every region, or of each label against the rest."""
 
-    Channels-last logits are copied to contiguous memory, where the sums over voxels are faster
-    by more than the copy costs.
+    def __call__(self, voxels: Voxels) -> Sums:
+        """Return the sums of this term."""
+        return _mean(binary_cross_entropies(voxels))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Focal:
+    """Mean of the cross-entropy times (1 - chance of the truth) ** gamma.
+
+    Source:
+        Lin et al. 2017, without their weight of the classes.
     """
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(exact).flatten(2).contiguous()
+
+    gamma: float = 2.0
+    """How fast what is nearly right fades; 0: cross-entropy."""
+
+    def __call__(self, voxels: Voxels) -> Sums:
+        """Return the sums of this term."""
+        values, counted = cross_entropies(voxels)
+        # The least positive number instead of 0 keeps the slope of the power finite.
+        wrong = -torch.expm1(-values).clamp_max(-torch.finfo(values.dtype).tiny)
+        return _mean((wrong**self.gamma * values, counted))
 
 
-def rows_of_target(target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return labels as (B, voxels) or regions as (B, L, voxels), and the mask as (B, voxels)."""
-    spatial = 2 if target.dtype == torch.bool else 1
-    return target.flatten(spatial), None if valid is None else valid.flatten(1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """Mean of the k percent of the cross-entropy that are largest in the whole batch.
 
+    Of the voxels that count, rounded down, but at least one; with regions, of the pairs of a voxel
+    and a region. The batch is that of all processes together.
 
-def log_of_target(logs: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
-    """Return the log of the chance of what each voxel is said to be.
-
-    Args:
-        logs: (B, L, voxels) log-softmax, background first.
-        target: (B, voxels) int64.
-        annotated: (B, L) bool or None. The background of a sample stands for every label that was
-            not annotated there, too: their chances add up.
-
-    Returns:
-        (B, voxels).
+    Source:
+        Behaviour of nnU-Net v2's top-k loss; there k percent are of all voxels, ignored or not.
     """
-    found = logs.gather(1, target.unsqueeze(1)).squeeze(1)
-    if annotated is None:
-        return found
-    apart = annotated.clone()
-    apart[:, 0] = False
-    merged = logs.masked_fill(apart.unsqueeze(2), -torch.inf).logsumexp(1)
-    return torch.where(target == 0, merged, found)
+
+    k: float = 10.0
+    """Percent."""
+
+    def __call__(self, voxels: Voxels) -> Sums:
+        """Return the sums of this term."""
+        return mean_of_hardest(*cross_entropies(voxels), percent=self.k)
 
 
-def region_cross_entropy(
-    logits: Tensor, target: Tensor, valid: Tensor | None, annotated: Tensor | None
-) -> Tensor:
-    """Return the mean binary cross-entropy of valid voxels and annotated regions.
+def cross_entropies(voxels: Voxels) -> Terms:
+    """Return the cross-entropy of each voxel, or the binary one of each voxel and region."""
+    if voxels.has_regions:
+        return binary_cross_entropies(voxels)
+    return -voxels.log_of_target, voxels.valid
 
-    Args:
-        logits: (B, L, voxels).
-        target: (B, L, voxels) bool.
-        valid: (B, voxels) bool or None.
-        annotated: (B, L) bool or None; every pair of a voxel and a region that was annotated there
-            counts alike.
+
+def binary_cross_entropies(voxels: Voxels) -> Terms:
+    """Return the binary cross-entropy of each voxel and each region, or label against the rest.
+
+    A background voxel of a sample annotated in part says nothing of the background, nor of the
+    labels that were not drawn; a voxel of a label says something of all.
     """
-    each = functional.binary_cross_entropy_with_logits(
-        logits, target.to(logits.dtype), reduction="none"
-    )
-    if annotated is None:
-        return mean_of_valid(each.mean(1), valid)
-    counted = (
-        annotated.unsqueeze(2) if valid is None else annotated.unsqueeze(2) & valid.unsqueeze(1)
-    )
-    number = counted.expand_as(each).sum(dtype=each.dtype).clamp_min(1)
-    return torch.where(counted, each, 0).sum() / number
+    logits = voxels.logits
+    if voxels.has_regions:
+        each = functional.binary_cross_entropy_with_logits(
+            logits, voxels.target.to(logits.dtype), reduction="none"
+        )
+        return each, voxels.counted_regions
+    target = voxels.target.unsqueeze(1)
+    each = (-functional.logsigmoid(-logits)).scatter_add(1, target, -logits.gather(1, target))
+    valid = None if voxels.valid is None else voxels.valid.unsqueeze(1)
+    if voxels.annotated is None:
+        return each, valid
+    known = voxels.annotated.clone()
+    known[:, 0] = voxels.annotated.all(1)
+    counted = known.unsqueeze(2) | (target != 0)
+    return each, counted if valid is None else counted & valid
 
 
-def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean over valid voxels of (B, voxels) values; 0 where no voxel is valid."""
-    if valid is None:
-        return values.mean()
-    return torch.where(valid, values, 0).sum() / valid.sum().clamp_min(1)
+def _mean(terms: Terms) -> Sums:
+    """Return the sums of the mean of the values that count; 0 where none does.
+
+    A pair of a voxel and a logit is one of L parts of a voxel, whether or not all of them count:
+    one process may have samples that are annotated in part while the others have none.
+    """
+    values, counted = terms
+    num_parts = 1 if values.ndim == 2 else values.shape[1]
+    if values.ndim == 3 and (counted is None or counted.shape[1] == 1):
+        values, num_parts = values.mean(1), 1
+        counted = None if counted is None else counted.squeeze(1)
+    if counted is None:
+        return quotient(values.sum(), values.new_full((), values.numel()))
+    number = counted.expand_as(values).sum(dtype=values.dtype)
+    total = torch.where(counted, values, 0).sum()
+    return quotient(total / num_parts, number / num_parts)

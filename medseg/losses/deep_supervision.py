@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from medseg.errors import ConfigError, near_names
-from medseg.losses.compound import LOSSES, Loss, LossFactory
+from medseg.losses.compound import LOSSES, Compound, Loss, LossFactory
+from medseg.losses.options import check_options
+from medseg.losses.sums import settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +41,21 @@ class DeepSupervision:
             annotated: (B, L) bool, False where the structure of a logit channel was not annotated
                 in a sample; None if all were, and then the loss is not told of it.
         """
-        partial = {} if annotated is None else {"annotated": annotated}
         if isinstance(logits, Tensor):
-            return self.loss(logits, target, valid, **partial)
-        terms = []
+            logits = [logits]
+        weights, given = [], []
         for each, weight in zip(logits, resolution_weights(len(logits)), strict=True):
             if weight:
                 shape = each.shape[2:]
                 mask = None if valid is None else nearest(valid, shape)
-                terms.append(weight * self.loss(each, nearest(target, shape), mask, **partial))
+                weights.append(weight)
+                given.append((each, nearest(target, shape), mask))
+        if isinstance(self.loss, Compound):
+            values = settle([self.loss.sums(*each, annotated) for each in given])
+        else:
+            partial = {} if annotated is None else {"annotated": annotated}
+            values = [self.loss(*each, **partial) for each in given]
+        terms = [weight * value for weight, value in zip(weights, values, strict=True)]
         return torch.stack(terms).sum()
 
 
@@ -90,7 +99,12 @@ def nearest(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def build_loss(
-    name: str, *, batch_dice: bool, has_regions: bool, is_partial: bool = False
+    name: str,
+    *,
+    batch_dice: bool,
+    has_regions: bool,
+    is_partial: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> DeepSupervision:
     """Build the loss a recipe names.
 
@@ -99,13 +113,15 @@ def build_loss(
         batch_dice: Whether overlaps are pooled over the batch.
         has_regions: Whether the logits are regions (sigmoid) rather than labels (softmax).
         is_partial: Whether some cases are annotated in part, which the loss must then know of.
+        options: Further arguments of the factory.
 
     Returns:
         (logits or list of logits, target, valid) -> scalar, fp32; a list is weighted as
         `resolution_weights` says.
 
     Raises:
-        ConfigError: If the name is unknown, does not import, or the loss cannot do what is asked.
+        ConfigError: If the name is unknown, does not import, or the loss cannot do what is asked;
+            if an option is unknown or has a value it cannot have, all of them at once.
     """
     if name in LOSSES:
         factory = LOSSES[name]
@@ -117,7 +133,15 @@ def build_loss(
             f'loss.name is {name!r}; expected one of: {", ".join(known)}, or "package.module:Name".'
             f"{near_names(name, known)}"
         )
-    loss = factory(batch_dice=batch_dice, has_regions=has_regions)
+    given = dict(options or {})
+    check_options(name, factory, given, is_built_in=name in LOSSES)
+    try:
+        loss = factory(batch_dice=batch_dice, has_regions=has_regions, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"loss.name {name!r} with loss.options {given} cannot be built: {error}. "
+            "Change the options."
+        ) from error
     if is_partial and not _takes_annotated(loss):
         raise ConfigError(
             f"loss.name is {name!r}, which takes no argument 'annotated', but some cases of the "

@@ -14,6 +14,8 @@ NormMethod = Literal["auto", "instance", "group"]
 
 NEGATIVE_SLOPE = 0.01
 EPSILON = 1e-5
+_BLOCK = 1 << 20
+"""Values that are worked on at a time: few enough for the cache, enough for several threads."""
 
 LayerFactory = Callable[..., nn.Module]
 CONVOLUTIONS: dict[int, LayerFactory] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -34,13 +36,18 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.method = method
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the normalised (B, C, *spatial) features."""
-        return instance_norm(features, self.weight, self.bias, self.method)
+    def forward(self, features: Tensor, slope: float = 1.0) -> Tensor:
+        """Return the normalised (B, C, *spatial) features, negative ones times `slope`."""
+        return instance_norm(features, self.weight, self.bias, self.method, slope=slope)
 
 
 def instance_norm(
-    features: Tensor, weight: Tensor, bias: Tensor, method: NormMethod = "auto"
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    method: NormMethod = "auto",
+    *,
+    slope: float = 1.0,
 ) -> Tensor:
     """Normalise (B, C, *spatial) features over space by the operation that suits their layout.
 
@@ -48,17 +55,19 @@ def instance_norm(
     `group` is group norm with one channel a group: the same numbers to rounding, with the layout
     kept. `auto` takes `group` on the CPU, where it is the faster in both layouts, and wherever
     the features are channels-last; its gradient in channels-last memory on the CPU is computed
-    by `_ChannelsLastNorm`.
+    by `_ChannelsLastNorm`. Negative results are multiplied by `slope` (1: no leaky ReLU).
     """
     channels_last = is_channels_last(features)
     on_cpu = features.device.type == "cpu"
-    if method == "instance" or (method == "auto" and not (on_cpu or channels_last)):
-        return functional.instance_norm(features, weight=weight, bias=bias, eps=EPSILON)
     by_hand = method == "auto" and on_cpu and channels_last and torch.is_grad_enabled()
     if by_hand and not torch.compiler.is_compiling():
-        result: Tensor = _ChannelsLastNorm.apply(features, weight, bias)  # type: ignore[no-untyped-call]
+        result: Tensor = _ChannelsLastNorm.apply(features, weight, bias, slope)  # type: ignore[no-untyped-call]
         return result
-    return functional.group_norm(features, features.shape[1], weight, bias, EPSILON)
+    if method == "instance" or (method == "auto" and not (on_cpu or channels_last)):
+        result = functional.instance_norm(features, weight=weight, bias=bias, eps=EPSILON)
+    else:
+        result = functional.group_norm(features, features.shape[1], weight, bias, EPSILON)
+    return result if slope == 1 else functional.leaky_relu(result, slope, inplace=True)
 
 
 def is_channels_last(features: Tensor) -> bool:
@@ -68,43 +77,86 @@ def is_channels_last(features: Tensor) -> bool:
 
 
 class _ChannelsLastNorm(torch.autograd.Function):
-    """Group norm with one channel a group, its gradient written as sums over rows of channels.
+    """Group norm with one channel a group, and leaky ReLU; their gradient by rows of channels.
 
-    On channels-last memory the library's backward pass costs several times its forward pass;
-    the sums below run at the speed of memory.
+    On channels-last memory the library's backward pass costs several times its forward pass. Here
+    it goes over each sample twice, for the sums and for the gradient, block by block, so that what
+    one operation leaves is still in the cache for the next.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
         batch, channels = features.shape[:2]
         voxels = features[0, 0].numel()
         result, mean, inverse_std = torch.native_group_norm(
             features, weight, bias, batch, channels, voxels, channels, EPSILON
         )
-        ctx.save_for_backward(features, weight, mean, inverse_std)
+        ctx.slope = slope
+        if slope == 1:
+            ctx.save_for_backward(features, weight, mean, inverse_std)
+        else:
+            functional.leaky_relu_(result, slope)
+            ctx.save_for_backward(features, weight, mean, inverse_std, result)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features, weight, mean, inverse_std = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        features, weight, mean, inverse_std, *results = ctx.saved_tensors
         exact = torch.promote_types(features.dtype, torch.float32)
-        rows, rows_gradient = _rows(features).to(exact), _rows(gradient).to(exact)
-        mean, inverse_std = mean.unsqueeze(1).to(exact), inverse_std.unsqueeze(1).to(exact)
-        to_bias = rows_gradient.sum(1, keepdim=True)
-        along = (rows_gradient * rows).sum(1, keepdim=True)
-        to_weight = (along - mean * to_bias) * inverse_std
-        scale = weight.to(exact) * inverse_std
-        slope = -scale * inverse_std * to_weight / rows.shape[1]
-        offset = -scale * to_bias / rows.shape[1] - slope * mean
-        to_rows = torch.addcmul(offset, rows_gradient, scale).addcmul_(rows, slope)
+        rows, rows_gradient = _rows(features), _rows(gradient)
+        rows_result = [_rows(result) for result in results]
+        to_rows, sums = torch.empty_like(rows), []
+        step = max(1, _BLOCK // rows[0].numel())
+        for some in (slice(first, first + step) for first in range(0, len(rows), step)):
+            arriving = rows_gradient[some]
+            if rows_result:
+                arriving = torch.ops.aten.leaky_relu_backward.grad_input(
+                    arriving, rows_result[0][some], ctx.slope, True, grad_input=to_rows[some]
+                )
+            moments = tuple(each[some].unsqueeze(1).to(exact) for each in (mean, inverse_std))
+            sums.append(_norm_backward(rows[some], arriving, weight, moments, to_rows[some]))
         batch, channels, *spatial = features.shape
-        to_features = to_rows.to(features.dtype).view(batch, *spatial, channels).movedim(-1, 1)
+        to_weight, to_bias = (torch.cat(each).sum((0, 1)) for each in zip(*sums, strict=True))
         return (
-            to_features,
-            to_weight.sum((0, 1)).to(weight.dtype),
-            to_bias.sum((0, 1)).to(weight.dtype),
+            to_rows.view(batch, *spatial, channels).movedim(-1, 1),
+            to_weight.to(weight.dtype),
+            to_bias.to(weight.dtype),
+            None,
         )
+
+
+def _norm_backward(
+    rows: Tensor, gradient: Tensor, weight: Tensor, moments: tuple[Tensor, ...], target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of some samples' (B, voxels, C) rows to `target`, block by block.
+
+    Args:
+        rows: Features before the norm.
+        gradient: Gradient of its result.
+        weight: (C,).
+        moments: Mean and inverse standard deviation, (B, 1, C).
+        target: Where the gradient goes; it may be the memory of `gradient`.
+
+    Returns:
+        Gradient of weight and bias, (B, 1, C).
+    """
+    (mean, inverse_std), voxels = moments, rows.shape[1]
+    to_bias, along = torch.zeros_like(mean), torch.zeros_like(mean)
+    step = max(1, _BLOCK // rows.shape[2])
+    blocks = [(slice(None), slice(first, first + step)) for first in range(0, voxels, step)]
+    for block in blocks:
+        arriving = gradient[block].to(mean.dtype)
+        to_bias += arriving.sum(1, keepdim=True)
+        along += (arriving * rows[block]).sum(1, keepdim=True)
+    to_weight = (along - mean * to_bias) * inverse_std
+    scale = weight.to(mean.dtype) * inverse_std
+    slope = -scale * inverse_std * to_weight / voxels
+    offset = -scale * to_bias / voxels - slope * mean
+    for block in blocks:
+        result = torch.addcmul(offset, gradient[block].to(mean.dtype), scale)
+        target[block] = result.addcmul_(rows[block].to(mean.dtype), slope)
+    return to_weight, to_bias
 
 
 def _rows(features: Tensor) -> Tensor:
@@ -137,10 +189,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, num_outputs, *spatial / stride) features."""
-        features = self.norm(self.conv(features))
-        if self.activated:
-            return functional.leaky_relu(features, NEGATIVE_SLOPE, inplace=True)
-        return features
+        result: Tensor = self.norm(self.conv(features), NEGATIVE_SLOPE if self.activated else 1.0)
+        return result
 
 
 class StackedConvs(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -15,37 +16,47 @@ from medseg.models.blocks import (
     NormMethod,
     ResidualBlock,
 )
+from medseg.models.external import ExternalNetwork, external_network, require_trust
+from medseg.models.mednext import SIZES, initialize_mednext, mednext, mednext_problems
 from medseg.models.residual_unet import residual_unet
 from medseg.models.unet import UNet, plain_unet
-from medseg.schema.plans import Architecture
+from medseg.schema.plans import Architecture, kind_problem
 
 NETWORKS: dict[str, Callable[..., UNet]] = {
     "plain_unet": plain_unet,
     "residual_unet": residual_unet,
+    **dict.fromkeys(SIZES, mednext),
 }
 """Value of `architecture.kind` -> builder."""
+Network: TypeAlias = UNet | ExternalNetwork
+"""What `build_network` builds."""
 
 
-def build_network(
+def build_network(  # noqa: PLR0913 - each is one fact about the network
     architecture: Architecture,
     *,
     num_inputs: int,
     num_logits: int,
+    patch_size: Sequence[int] | None = None,
     deep_supervision: bool = False,
     norm: NormMethod = "auto",
     generator: torch.Generator | None = None,
-) -> UNet:
+    trust_code: bool = True,
+) -> Network:
     """Build a network on the CPU with freshly drawn weights.
 
     Args:
         architecture: The network's description.
         num_inputs: Input channels C.
         num_logits: Logit channels L.
+        patch_size: Training patch in voxels; only networks from outside may ask for it.
         deep_supervision: Whether the network returns the logits of every decoder stage; the
-            attribute of that name can be switched later.
+            attribute of that name can be switched later. Networks from outside have one output.
         norm: Operation behind the instance norm; `instance` is the original one.
         generator: Source of the weights; None draws from torch's global one, and nothing else
             does.
+        trust_code: Whether a network from outside, "package.module:Name", may be imported and
+            run; what reads bundles of unknown origin says no.
 
     Returns:
         The network: (B, C, *spatial) images -> (B, L, *spatial) logits, or a list of logits,
@@ -53,6 +64,7 @@ def build_network(
 
     Raises:
         ConfigError: If the description contradicts itself, with every problem.
+        BundleError: If the network is code from outside that is not trusted.
     """
     problems = architecture_problems(architecture)
     if num_inputs < 1 or num_logits < 1:
@@ -63,16 +75,17 @@ def build_network(
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = [f"{count} in the architecture of the network:", *(f"  {p}" for p in problems)]
         raise ConfigError("\n".join([*lines, "Correct the plans, or plan again."]))
-    with torch.device("meta"):
-        network = NETWORKS[architecture.kind](
-            architecture,
-            num_inputs=num_inputs,
-            num_logits=num_logits,
-            deep_supervision=deep_supervision,
-            norm=norm,
+    channels = {"num_inputs": num_inputs, "num_logits": num_logits}
+    if architecture.is_external:
+        require_trust(architecture.kind, trust_code)
+        return external_network(
+            architecture, **channels, patch_size=patch_size, generator=generator
         )
+    builder = NETWORKS[architecture.kind]
+    with torch.device("meta"):
+        network = builder(architecture, **channels, deep_supervision=deep_supervision, norm=norm)
     network.to_empty(device="cpu")
-    initialize(network, generator)
+    (initialize_mednext if architecture.kind in SIZES else initialize)(network, generator)
     return network
 
 
@@ -102,6 +115,13 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
 def architecture_problems(architecture: Architecture) -> list[str]:
     """Return what contradicts itself in a description, in words; empty if nothing does."""
     problems = []
+    if (problem := kind_problem(architecture.kind)) is not None:
+        problems.append(f"kind is {architecture.kind!r}; {problem}")
+    if architecture.kind in SIZES:
+        problems += mednext_problems(architecture.options)
+    elif architecture.options and not architecture.is_external:
+        names = ", ".join(architecture.options)
+        problems.append(f"options has {names}; {architecture.kind} takes none")
     num_stages = len(architecture.features)
     if num_stages < 2:
         problems.append(f"features has {num_stages} entries; expected at least 2 stages")

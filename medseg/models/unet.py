@@ -87,7 +87,7 @@ class UNet(nn.Module):
     `use_channels_last` changes the layout the network computes in, not its results.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: Decoder, deep_supervision: bool) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, deep_supervision: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder

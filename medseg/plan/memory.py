@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 
 def feature_map_voxels(
-    kind: Literal["plain_unet", "residual_unet"],
+    kind: str,
     patch_size: Sequence[int],
     *,
     features: Sequence[int],
@@ -24,7 +23,7 @@ def feature_map_voxels(
     transposed convolutions, the convolutions of the decoder, and the logits at full resolution.
 
     Args:
-        kind: Kind of network.
+        kind: Kind of network, `plain_unet` or `residual_unet`.
         patch_size: Input in voxels, one entry per axis.
         features: Feature channels of each stage, full resolution first.
         strides: Stride of each stage and axis.

@@ -17,7 +17,7 @@ from medseg.schema.plans import Configuration, Plans
 Segmentation = NDArray[np.unsignedinteger[Any]]
 
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 """Raise when preprocessing gives other numbers, so that old entries are not taken for new ones."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from medseg.schema.base import write_bytes
 
@@ -19,6 +20,18 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def drawable(text: str) -> str:
+    """Return a text as matplotlib can draw it: no formulas, "?" for what its font lacks.
+
+    Examples:
+        >>> drawable("\\u8111 $x$")
+        '? \\\\$x\\\\$'
+    """
+    font = get_font(findfont("DejaVu Sans"))
+    known = (letter if font.get_char_index(ord(letter)) else "?" for letter in text)
+    return "".join(known).replace("$", r"\$")
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -74,6 +74,8 @@ def configuration_rows(
         "kernels": _per_stage(net.kernel_sizes),
         "mirroring": _mirrored(entry, sides),
     }
+    if net.options:
+        rows["options"] = ", ".join(f"{name} {value}" for name, value in net.options.items())
     if entry.previous_stage is not None:
         rows["cascade"] = f"second stage, after {entry.previous_stage}"
     return rows

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medseg.report.text import WIDTH, columns, shortened, wrap
 from medseg.schema.metrics import CaseMetrics, Metrics, StructureMetrics, StructureSummary
 
 _STRUCTURE_WIDTHS = (20, 5, 17, 7, 9, 7, 7, 8)
 _WORST_WIDTHS = (32, 10, 2, 20, 7, 9)
+_SPREAD_WIDTHS = (20, 3, 8, 8, 8, 8, 25)
 
 
 def format_metrics(metrics: Metrics, *, num_worst: int = 5) -> str:
@@ -26,6 +27,27 @@ def format_metrics(metrics: Metrics, *, num_worst: int = 5) -> str:
         [line for note in metrics.notes for line in wrap(f"note: {note}")],
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def format_spread(values: Mapping[str, Sequence[float]]) -> str:
+    """Return a table of scores over several runs: each value, their mean and spread.
+
+    Args:
+        values: Structure -> score of each run.
+    """
+    names = ("structure", "n", "mean", "std", "min", "max", "  each")
+    lines = [_row(names, _SPREAD_WIDTHS, left=(0, 6)), "-" * WIDTH]
+    for name, found in values.items():
+        each = " ".join(f"{value:.4f}" for value in found)
+        if not found:
+            cells = ["-"] * 4
+        else:
+            spread = statistics.stdev(found) if len(found) > 1 else None
+            numbers = (statistics.fmean(found), spread, min(found), max(found))
+            cells = [_number(value, 4) for value in numbers]
+        row = (name, str(len(found)), *cells, f"  {each}")
+        lines.append(_row(row, _SPREAD_WIDTHS, left=(0, 6)))
+    return "\n".join(lines)
 
 
 def _structures(metrics: Metrics) -> list[str]:

@@ -34,8 +34,9 @@ class BundleManifest(Schema):
 
     format_version: int = FORMAT_VERSION
     """Version of this file's format."""
-    kind: Literal["single"] = "single"
-    """One configuration, one or more folds."""
+    kind: Literal["single", "cascade"] = "single"
+    """`single`: one configuration, one or more folds; `cascade`: one that also sees what the
+    configuration before it finds, whose whole bundle lies in `members/previous/`."""
     configuration: str
     """Name of the configuration in `plans.json`."""
     recipe: str = ""
@@ -49,6 +50,7 @@ class BundleManifest(Schema):
     checkpoints: tuple[str, ...] = ("final",)
     """Which weights each fold has: "final", "best"."""
     sha256: dict[str, str]
-    """File (relative path) -> checksum, of every other file of the bundle."""
+    """File (relative path) -> checksum, of every other file of the bundle; of a member its
+    `bundle.json` alone, which holds the checksums of the member's own files."""
     medseg_version: str = ""
     """Version of medseg that wrote the bundle."""

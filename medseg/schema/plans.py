@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ from medseg.schema.base import FORMAT_VERSION, Schema, read, write
 from medseg.schema.fingerprint import IntensityStatistics
 
 Normalization = Literal["zscore", "ct", "quantitative", "none", "rescale_0_1", "rgb_0_1"]
+KINDS = ("plain_unet", "residual_unet", "mednext_s", "mednext_b", "mednext_m", "mednext_l")
+"""Kinds of network that come along."""
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -49,11 +52,27 @@ class LeftRight(Schema):
     """Label names, left and right."""
 
 
+def kind_problem(kind: str) -> str | None:
+    """Return what is wrong with the kind of a network, in words; None if nothing is.
+
+    Examples:
+        >>> kind_problem("mednext_b"), kind_problem("my_networks:Tiny")
+        (None, None)
+    """
+    if kind in KINDS or re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", kind):
+        return None
+    return (
+        f'expected one of: {", ".join(KINDS)}, or "package.module:Name".'
+        f"{near_names(kind, list(KINDS))}"
+    )
+
+
 class Architecture(Schema):
     """A network, described completely."""
 
-    kind: Literal["plain_unet", "residual_unet"]
-    """`plain_unet`: convolution blocks; `residual_unet`: residual encoder, plain decoder."""
+    kind: str
+    """`plain_unet`: convolution blocks; `residual_unet`: residual encoder, plain decoder;
+    `mednext_s`, `mednext_b`, `mednext_m`, `mednext_l`: MedNeXt blocks; or "package.module:Name"."""
     features: tuple[Count, ...]
     """Feature channels of each stage, full resolution first; its length is the number of stages."""
     kernel_sizes: tuple[tuple[Count, ...], ...]
@@ -61,9 +80,29 @@ class Architecture(Schema):
     strides: tuple[tuple[Count, ...], ...]
     """Stride of each stage's first convolution and axis; the first entry is all ones."""
     blocks_encoder: tuple[Count, ...]
-    """Convolutions (plain) or residual blocks (residual) of each encoder stage."""
+    """Convolutions (plain), residual or MedNeXt blocks of each encoder stage."""
     blocks_decoder: tuple[Count, ...]
-    """Convolutions of each decoder stage, full resolution first; one entry fewer than stages."""
+    """Convolutions (MedNeXt: blocks) of each decoder stage, full resolution first; one entry fewer
+    than stages."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What else the network is told, by its own names; not written where there is nothing."""
+
+    @property
+    def is_external(self) -> bool:
+        """Return whether the network is Python code from outside, "package.module:Name"."""
+        return ":" in self.kind
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if (problem := kind_problem(value)) is not None:
+            raise ValueError(problem)
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if name != "options" or value}
 
     @property
     def num_axes(self) -> set[int]:

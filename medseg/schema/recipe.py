@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from medseg.schema.base import FORMAT_VERSION, Schema
 
@@ -158,7 +165,15 @@ class Recipe(Schema):
     """Largest L2 norm of the gradient; None does not clip."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which then is what is saved."""
+    checkpoint_minutes: PositiveFloat = 5.0
+    """Time between two checkpoints."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; auto: bf16 or fp16 where the hardware has them."""
     compile: Literal["auto", "on", "off", "graphs"] = "auto"
-    """`torch.compile`: `auto` keeps it where it is timed to be faster; `graphs`: with CUDA graphs."""
+    """`torch.compile`: `auto` keeps it where it is timed faster; `graphs`: with CUDA graphs."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _word_of_switch(cls, value: Any) -> Any:
+        """Take YAML's on and off, which it reads as true and false, for the words."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,9 @@ import torch
 
 from medseg.errors import BundleError
 from medseg.models.weights import load_weights, save_weights
+from medseg.schema.base import write_text
+
+logger = logging.getLogger(__name__)
 
 _KEPT = 2
 
@@ -31,7 +35,7 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any]) -> Path
     part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{iteration}.", suffix=".part"))
     try:
         save_weights(part / "tensors.safetensors", tensors, {"kind": "checkpoint"})
-        (part / "state.json").write_text(json.dumps(values), encoding="utf-8")
+        write_text(part / "state.json", json.dumps(values))
         target = folder / f"{iteration:08d}"
         shutil.rmtree(target, ignore_errors=True)
         part.chmod(0o755)
@@ -39,30 +43,42 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any]) -> Path
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    for old in _whole(folder)[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    _sweep(folder)
     return target
 
 
+def _sweep(folder: Path) -> None:
+    """Delete all but the newest, and what a process that was killed left half-written."""
+    for old in [*_whole(folder)[:-_KEPT], *folder.glob(".*.part")]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the newest state in `folder`, None where there is none.
+    """Return the newest state in `folder` that is whole, None where there is none.
+
+    A damaged one is left out with a warning: two are kept for this.
 
     Raises:
-        BundleError: If the newest checkpoint is damaged.
+        BundleError: If there are checkpoints, and all of them are damaged.
     """
-    found = _whole(folder)
-    if not found:
-        return None
-    tensors = load_weights(found[-1] / "tensors.safetensors")
-    try:
-        values = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-        state = _join(values, tensors)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise BundleError(
-            f"{found[-1]}: damaged checkpoint ({error}). Delete this folder to go on from the "
-            "one before it."
-        ) from error
-    return dict(state)
+    problems = []
+    for path in reversed(_whole(folder)):
+        try:
+            state = _read(path)
+        except (BundleError, OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{path}: damaged checkpoint ({error}).")
+            logger.warning("%s", problems[-1])
+            continue
+        return state
+    if problems:
+        raise BundleError("\n".join([*problems, "Start the fold anew with --restart."]))
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    tensors = load_weights(path / "tensors.safetensors")
+    values = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return dict(_join(values, tensors))
 
 
 def _whole(folder: Path) -> list[Path]:

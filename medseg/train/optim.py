@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,40 +15,67 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], recipe: OptimizerRecipe
+    groups: Sequence[tuple[Sequence[torch.nn.Parameter], float]], recipe: OptimizerRecipe
 ) -> torch.optim.Optimizer:
-    """Return the optimiser a recipe names.
+    """Return the optimiser a recipe names, in its fused form.
 
-    Weight decay spares biases and normalisation parameters under AdamW; SGD decays all, as
-    nnU-Net does.
+    A step that is told `found_inf` leaves weights and averages as they are, without the host having
+    to know. Weight decay spares biases and normalisation parameters under AdamW; SGD decays all,
+    as nnU-Net does.
+
+    Args:
+        groups: Parameters that learn alike, and the factor of their learning rate; it is kept in
+            each of the optimiser's groups as "factor".
+        recipe: Name and constants.
 
     Raises:
         ConfigError: If the name is unknown.
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    betas, decay = (0.9, recipe.beta2), recipe.weight_decay
+    options: dict[str, Any] = {"lr": recipe.lr, "fused": True}
     if recipe.name == "sgd":
-        return torch.optim.SGD(
-            trainable,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-    betas = (0.9, recipe.beta2)
+        options |= {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+        sgd = torch.optim.SGD(_alike(groups, decay), **options)
+        return _with_momentum(sgd) if recipe.momentum else sgd
     if recipe.name == "adam":
-        return torch.optim.Adam(
-            trainable, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay
-        )
+        return torch.optim.Adam(_alike(groups, decay), betas=betas, **options)
     if recipe.name == "adamw":
-        groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        kinds = [
+            ([p for p in parameters if (p.ndim > 1) == decays], factor, decay * decays)
+            for parameters, factor in groups
+            for decays in (True, False)
         ]
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
+        split = [
+            {"params": parameters, "factor": factor, "weight_decay": one}
+            for parameters, factor, one in kinds
+            if parameters
+        ]
+        return torch.optim.AdamW(split, betas=betas, **options)
     raise ConfigError(
         f"optimizer.name is {recipe.name!r}; expected one of: {', '.join(OPTIMIZERS)}."
         f"{near_names(recipe.name, list(OPTIMIZERS))}"
     )
+
+
+def _alike(
+    groups: Sequence[tuple[Sequence[torch.nn.Parameter], float]], decay: float
+) -> list[dict[str, Any]]:
+    return [
+        {"params": list(parameters), "factor": factor, "weight_decay": decay}
+        for parameters, factor in groups
+    ]
+
+
+def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Start the momentum at 0, which is what the first step would make of it.
+
+    Otherwise the fused first step allocates it without a value, and would leave it so if that step
+    is skipped.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(recipe: ScheduleRecipe, peak: float, progress: float) -> float:
@@ -100,3 +128,13 @@ class Ema:
         )
         for name in self.tensors.keys() - set(averaged):
             self.tensors[name].copy_(current[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages."""
+        return {"tensors": self.tensors, "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the averages of an earlier process."""
+        self.num_updates = state["num_updates"]
+        for name, tensor in state["tensors"].items():
+            self.tensors[name].copy_(tensor)

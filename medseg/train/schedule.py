@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 _SMOOTHING = 0.1
 """Weight of the newest iteration in the running mean of the seconds an iteration takes."""
@@ -17,21 +18,24 @@ class Length:
 
     With a number of iterations the share grows evenly. With a budget each iteration adds what is
     left divided by the iterations that still fit, so the schedule always ends in time, however
-    the speed of the machine changes.
+    the speed of the machine changes. A run that is extended begins a new stretch: shares and
+    lengths are those of the stretch, iterations are counted on.
     """
 
     num_iterations: int | None = None
-    """Iterations of the whole run; None with a budget."""
+    """Iterations of the stretch; None with a budget."""
     budget_seconds: float | None = None
-    """Time within which the last iteration must have ended; None with a number of iterations."""
+    """Time within which its last iteration must have ended; None with a number of iterations."""
     started: float = 0.0
-    """`time.monotonic()` at which this process began to work on the run."""
+    """`time.monotonic()` at which this process began to work on the stretch."""
     spent_before: float = 0.0
-    """Seconds that earlier processes worked on the run."""
+    """Seconds that earlier processes worked on the stretch."""
+    first_iteration: int = 0
+    """Iterations done before the stretch."""
     progress: float = 0.0
-    """Share of the run that is done, in [0, 1]."""
+    """Share of the stretch that is done, in [0, 1]."""
     seconds_per_iteration: float | None = None
-    """Running mean, everything included."""
+    """Running mean, everything included but validation at full volume."""
     iteration: int = 0
     """Iterations done."""
     _last: float | None = field(default=None, repr=False)
@@ -45,7 +49,7 @@ class Length:
         """Count one iteration."""
         self.iteration += 1
         if self.num_iterations is not None:
-            self.progress = self.iteration / self.num_iterations
+            self.progress = (self.iteration - self.first_iteration) / self.num_iterations
             return
         now = time.monotonic()
         if self._last is not None:
@@ -58,19 +62,46 @@ class Length:
         if left < 1.5:
             self.progress = 1.0
 
+    def forget_pause(self) -> None:
+        """Leave what happened since the last iteration out of the time an iteration takes."""
+        self._last = None
+
     def is_done(self) -> bool:
-        """Return whether the run has reached its length."""
+        """Return whether the stretch has reached its length."""
         return self.progress >= 1
 
     def elapsed_seconds(self) -> float:
-        """Return the seconds spent on the run so far, earlier processes included."""
+        """Return the seconds spent on the stretch so far, earlier processes included."""
         return time.monotonic() - self.started + self.spent_before
 
     def estimated_iterations(self) -> int:
         """Return the iterations of the whole run, as far as is known."""
         if self.num_iterations is not None:
-            return self.num_iterations
+            return self.first_iteration + self.num_iterations
         return self.iteration + max(0, int(self._iterations_left()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the run stands."""
+        return {
+            "iteration": self.iteration,
+            "first_iteration": self.first_iteration,
+            "progress": self.progress,
+            "seconds_per_iteration": self.seconds_per_iteration,
+            "elapsed_seconds": self.elapsed_seconds(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where an earlier process stood."""
+        self.iteration = state["iteration"]
+        self.first_iteration = state["first_iteration"]
+        self.progress = state["progress"]
+        self.seconds_per_iteration = state["seconds_per_iteration"]
+        self.spent_before = state["elapsed_seconds"]
+
+    def begin_stretch(self) -> None:
+        """Begin anew from the present iteration."""
+        self.first_iteration = self.iteration
+        self.progress, self.spent_before, self._last = 0.0, 0.0, None
 
     def _iterations_left(self) -> float:
         if self.budget_seconds is None:

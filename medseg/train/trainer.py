@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 from torch.func import functional_call
 
-from medseg.augment.pipeline import Augmenter
-from medseg.augment.streams import sample_seed
-from medseg.data.loader import Batch
 from medseg.errors import MedsegError
 from medseg.labels import LabelScheme
 from medseg.losses.compound import Loss
-from medseg.models.unet import UNet
+from medseg.models.groups import encoder_parameters, parameter_groups
 from medseg.schema.recipe import Recipe
-from medseg.train.annotation import batch_annotated
+from medseg.train.best import Best
+from medseg.train.distributed import Processes
+from medseg.train.feed import Samples
+from medseg.train.finite import FiniteWatch
+from medseg.train.judge import Judged, PatchScores, judge_patches
 from medseg.train.optim import Ema, build_optimizer, learning_rate
 from medseg.train.schedule import Length
+from medseg.train.timing import Clock
 
-_BEST_SMOOTHING = 0.9
-"""Weight of the past in the running mean of the patch Dice that chooses "best"."""
-_MAX_SKIPPED_IN_A_ROW = 20
+_WARM_AGAIN = 0.05
+"""Least share of an extension in which the learning rate rises."""
+_PEEK_EVERY = 50
+"""Steps between two looks at the loss on an accelerator, which has to be waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The parts a trainer is put together from."""
 
-    network: UNet
+    network: nn.Module
+    num_inputs: int
+    """Channels of the images; in a cascade with those of the stage before."""
     loss: Loss
     """(list of logits, target, valid) -> scalar; also told `annotated` where a batch is partial."""
-    augmenter: Augmenter
     labels: LabelScheme
     device: torch.device
     dtype: torch.dtype | None
     """Autocast type of the network; None computes in float32."""
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
-    """A batch on the device."""
-
-    images: torch.Tensor
-    """(B, C, *spatial)."""
-    target: torch.Tensor
-    """Labels (B, *spatial), or regions (B, R, *spatial)."""
-    valid: torch.Tensor | None
-    """(B, *spatial) voxels that count; None: all."""
-    annotated: torch.Tensor | None
-    """(B, L) structures that were annotated; None: all."""
+    processes: Processes = Processes()  # noqa: RUF009 - a frozen value
+    """The processes that train this network."""
 
 
 class Trainer:
@@ -63,141 +54,141 @@ class Trainer:
     def __init__(self, recipe: Recipe, parts: Parts, length: Length) -> None:
         """Put a new run together; nothing is computed yet."""
         self.recipe, self.parts, self.length = recipe, parts, length
-        self.network = parts.network.to(parts.device).use_channels_last()
-        self.optimizer = build_optimizer(self.network.parameters(), recipe.optimizer)
+        self.network = parts.network.to(parts.device)
+        self.network.use_channels_last()  # type: ignore[operator]
+        if recipe.optimizer.freeze_encoder:
+            encoder_parameters(self.network)  # refuses a network without one before anything runs
+        groups = parameter_groups(self.network, layer_decay=recipe.optimizer.layer_decay)
+        self.optimizer = build_optimizer(groups, recipe.optimizer)
         self.ema = Ema(self.network, recipe.ema) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(
             parts.device.type, enabled=parts.dtype == torch.float16 and parts.device.type == "cuda"
         )
+        self.clock = Clock(parts.device)
+        self.watch = FiniteWatch(parts.device)
+        self.best = Best()
         self.iterations_per_epoch = recipe.iterations_per_epoch
-        self.epoch = 0
-        self.smoothed_dice: float | None = None
-        self.best_dice: float | None = None
-        self.is_best = False
+        self.epoch = self.first_epoch = self.step_in_epoch = 0
+        self.num_stretches = self.session = 1
         self.seconds_to_last_step = 0.0
-        self._skipped = torch.zeros((), dtype=torch.int64, device=parts.device)
-        self._skipped_in_a_row = 0
+        self._loss_sum = torch.zeros((), device=parts.device)
         self._skipped_before = 0
+        self._is_frozen = False
+        self._inner: nn.Module = self.network
+        self.forward: Callable[[torch.Tensor], Any] = self.network
+        self.use(self.network)
+
+    def use(self, module: nn.Module) -> None:
+        """Compute with `module`, a faster form of the network that shares its weights."""
+        self._inner = module
+        self.forward = self.parts.processes.wrap(module)
 
     @property
     def learning_rate(self) -> float:
         """Return the learning rate of the present step."""
-        progress = self.length.progress
-        if self.recipe.schedule.per == "epoch":
+        schedule, progress = self.recipe.schedule, self.length.progress
+        if schedule.per == "epoch":
             progress = self._epoch_progress
-        return learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, progress)
+        if self.num_stretches > 1:
+            schedule = schedule.model_copy(update={"warmup": max(schedule.warmup, _WARM_AGAIN)})
+        return learning_rate(schedule, self.recipe.optimizer.lr, progress)
 
     @property
     def _epoch_progress(self) -> float:
-        done = self.epoch * self.iterations_per_epoch
+        done = (self.epoch - self.first_epoch) * self.iterations_per_epoch
         total = self.length.num_iterations
         return done / total if total else self.length.progress
 
-    def new_loss_sum(self) -> torch.Tensor:
-        """Return a zero on the device to sum losses in without synchronising."""
-        return torch.zeros((), device=self.parts.device)
+    def is_epoch_over(self) -> bool:
+        """Return whether the present epoch has all its steps."""
+        return self.step_in_epoch > 0 and (
+            self.step_in_epoch >= self.iterations_per_epoch or self.length.is_done()
+        )
 
-    def peek(self, losses: torch.Tensor, number: int) -> float | None:
+    def mean_loss(self) -> float:
+        """Return the mean loss of the present epoch so far; waits for the device."""
+        return float(self._loss_sum) / max(self.step_in_epoch, 1)
+
+    def peek(self) -> float | None:
         """Return the mean loss so far; on an accelerator only now and then, as it synchronises."""
-        if self.parts.device.type != "cpu" and number % 50:
+        if self.parts.device.type != "cpu" and self.step_in_epoch % _PEEK_EVERY:
             return None
-        return float(losses) / number
+        return self.mean_loss()
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, samples: Samples) -> torch.Tensor:
         """Do one optimiser step and return its loss, still on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        self._set_rates()
         self.network.train()
-        samples = self._prepare(batch, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits = _as_list(self.network(samples.images))
-        loss = self._loss(logits, samples)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._update(loss, batch)
+        with self.clock.part("forward"):
+            loss = self.loss_of(self.forward, samples)
+        with self.clock.part("backward"):
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._update(loss, samples)
         self.length.advance()
-        return loss.detach().nan_to_num(0.0, 0.0, 0.0)
+        self.parts.processes.agree(self.length)
+        seen = loss.detach().nan_to_num(0.0, 0.0, 0.0)
+        self._loss_sum += seen
+        self.step_in_epoch += 1
+        return seen
 
-    def _loss(self, logits: list[torch.Tensor], samples: _Samples) -> torch.Tensor:
+    def loss_of(self, network: Callable[[torch.Tensor], Any], samples: Samples) -> torch.Tensor:
+        """Return the loss of a batch in training, by the network or another form of it."""
+        with self.autocast():
+            logits = _as_list(network(samples.images))
+        return self._loss(logits, samples)
+
+    def _set_rates(self) -> None:
+        """Set the learning rates, and whether the encoder learns."""
+        rate = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        shall_freeze = self.length.progress < self.recipe.optimizer.freeze_encoder
+        if shall_freeze != self._is_frozen:
+            self._is_frozen = shall_freeze
+            for parameter in encoder_parameters(self.network):
+                parameter.requires_grad_(not shall_freeze)
+            self.use(self._inner)
+
+    def _loss(self, logits: list[torch.Tensor], samples: Samples) -> torch.Tensor:
         if samples.annotated is None:
             return self.parts.loss(logits, samples.target, samples.valid)
         return self.parts.loss(logits, samples.target, samples.valid, annotated=samples.annotated)
 
-    def _update(self, loss: torch.Tensor, batch: Batch) -> None:
-        """Apply the gradients; a step that is not finite changes nothing and is counted.
+    def _update(self, loss: torch.Tensor, samples: Samples) -> None:
+        """Apply the gradients; a step that is not finite leaves weights and averages alone.
 
-        On an accelerator nothing is asked of the device: gradients that are not finite become 0.
+        The device decides by itself: nothing is asked of it here.
         """
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.gradient_clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         finite = torch.isfinite(norm + loss.detach())
-        self._skipped += ~finite
-        if self.parts.device.type == "cpu":
-            self._skipped_in_a_row = 0 if bool(finite) else self._skipped_in_a_row + 1
-            if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-                cases = f"in a row, last with the cases {', '.join(batch.case_ids)},"
-                raise _divergence(self._skipped_in_a_row, cases)
-            if self._skipped_in_a_row:
-                return
-        elif not self.scaler.is_enabled():
-            for gradient in [p.grad for p in self.network.parameters() if p.grad is not None]:
-                gradient.copy_(torch.where(finite, gradient, 0))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.network)
+        self.watch.note(finite, samples.case_ids)
 
-    @property
-    def num_skipped(self) -> int:
-        """Return the number of skipped steps; waits for the device."""
-        return int(self._skipped)
-
-    @torch.no_grad()
-    def validate(self, batches: Iterable[Batch]) -> tuple[dict[str, float | None], float | None]:
+    def validate(self, batches: Iterable[Samples]) -> PatchScores:
         """Return the Dice of each structure pooled over validation patches, and the mean loss.
 
-        The weights judged are those that are saved: the moving average where there is one. A
-        structure is judged in the patches of the cases in which it was annotated.
+        The weights judged are those that are saved: the moving average where there is one.
         """
         self.network.eval()
         weights = self.weights()
-        counts, loss, num_batches = None, self.new_loss_sum(), 0
-        for batch in batches:
-            samples = self._prepare(batch, augment=False)
-            with self._autocast():
-                logits = _as_list(functional_call(self.network, weights, (samples.images,)))
-            loss += self._loss(logits, samples)
-            found = self._counts(logits[0].float(), samples)
-            counts = found if counts is None else counts + found
-            num_batches += 1
-        if counts is None:
-            return dict.fromkeys(self.parts.labels.foreground), None
-        dice = [
-            2 * tp / (2 * tp + wrong) if tp + wrong > 0 else None for tp, wrong in counts.tolist()
-        ]
-        channels = self.parts.labels.channels
-        by_channel = dict(zip(sorted(channels, key=channels.__getitem__), dice, strict=True))
-        return {name: by_channel[name] for name in channels}, float(loss) / num_batches
 
-    def _counts(self, logits: torch.Tensor, samples: _Samples) -> torch.Tensor:
-        """Return (structures, 2): true positives, and false positives plus false negatives."""
-        if self.parts.labels.has_regions:
-            predicted, reference = logits > 0, samples.target.bool()
-        else:
-            classes = torch.arange(1, logits.shape[1], device=logits.device)
-            shape = (1, -1, *(1,) * (logits.ndim - 2))
-            predicted = logits.argmax(1, keepdim=True) == classes.view(shape)
-            reference = samples.target.unsqueeze(1) == classes.view(shape)
-        axes = tuple(range(2, logits.ndim))
-        if samples.valid is not None:
-            predicted = predicted & samples.valid.unsqueeze(1)
-            reference = reference & samples.valid.unsqueeze(1)
-        hits, wrong = (predicted & reference).sum(axes), (predicted ^ reference).sum(axes)
-        if samples.annotated is not None:
-            drawn = samples.annotated[:, -hits.shape[1] :]  # labels: without the background
-            hits, wrong = hits * drawn, wrong * drawn
-        return torch.stack([hits.sum(0), wrong.sum(0)], dim=1).double()
+        def judge(samples: Samples) -> Judged:
+            with self.autocast():
+                logits = _as_list(functional_call(self.network, weights, (samples.images,)))
+            return logits[0], self._loss(logits, samples)
+
+        return judge_patches(batches, self.parts.labels, judge, self.parts.processes.sum_over)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Count the epoch and decide whether its weights are the best so far.
@@ -205,21 +196,28 @@ class Trainer:
         Raises:
             MedsegError: If no step of the epoch was finite.
         """
-        self.epoch += 1
-        if row["skipped_steps"] - self._skipped_before >= self.iterations_per_epoch:
-            raise _divergence(self.iterations_per_epoch, "of the last epoch")
+        if row["skipped_steps"] - self._skipped_before >= max(self.step_in_epoch, 1):
+            raise MedsegError(
+                f"training diverged: no step of epoch {self.epoch} had a finite loss and gradient. "
+                "Lower optimizer.lr, or look at the images."
+            )
         self._skipped_before = row["skipped_steps"]
-        mean = row["mean_patch_dice"]
-        if mean is not None:
-            before = mean if self.smoothed_dice is None else self.smoothed_dice
-            self.smoothed_dice = _BEST_SMOOTHING * before + (1 - _BEST_SMOOTHING) * mean
-        self.is_best = self.smoothed_dice is not None and (
-            self.best_dice is None or self.smoothed_dice > self.best_dice
-        )
-        if self.is_best:
-            self.best_dice = self.smoothed_dice
+        self.best.note(row)
+        self.epoch += 1
+        self.step_in_epoch = 0
+        self._loss_sum = torch.zeros((), device=self.parts.device)
         self.seconds_to_last_step = row["elapsed_seconds"]
-        row["smoothed_patch_dice"] = self.smoothed_dice
+
+    def restart_averages(self) -> None:
+        """Start the moving average at the present weights, which are other ones than at first."""
+        if self.ema is not None:
+            self.ema = Ema(self.network, self.ema.decay)
+
+    def begin_stretch(self) -> None:
+        """Go on beyond the end of the run: a new schedule from the present weights."""
+        self.length.begin_stretch()
+        self.num_stretches += 1
+        self.first_epoch = self.epoch
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the weights to predict with: the moving average where there is one."""
@@ -231,18 +229,19 @@ class Trainer:
             "network": dict(self.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None
-            if self.ema is None
-            else {"tensors": self.ema.tensors, "num_updates": self.ema.num_updates},
-            "iteration": self.length.iteration,
-            "progress": self.length.progress,
-            "seconds_per_iteration": self.length.seconds_per_iteration,
-            "elapsed_seconds": self.length.elapsed_seconds(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "length": self.length.state_dict(),
             "epoch": self.epoch,
-            "num_skipped": self.num_skipped,
-            "smoothed_dice": self.smoothed_dice,
-            "best_dice": self.best_dice,
+            "first_epoch": self.first_epoch,
+            "num_stretches": self.num_stretches,
+            "session": self.session,
+            "step_in_epoch": self.step_in_epoch,
+            "loss_sum": self._loss_sum,
+            "watch": self.watch.state_dict(),
+            "skipped_before": self._skipped_before,
+            "best": self.best.state_dict(),
             "seconds_to_last_step": self.seconds_to_last_step,
+            "random": _random_state(self.parts.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -252,47 +251,37 @@ class Trainer:
         _match_layouts(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None and state["ema"] is not None:
-            self.ema.num_updates = state["ema"]["num_updates"]
-            for name, tensor in state["ema"]["tensors"].items():
-                self.ema.tensors[name].copy_(tensor)
-        self.length.iteration = state["iteration"]
-        self.length.progress = state["progress"]
-        self.length.seconds_per_iteration = state["seconds_per_iteration"]
-        self.length.spent_before = state["elapsed_seconds"]
-        self.epoch = state["epoch"]
-        self._skipped.fill_(state["num_skipped"])
-        self._skipped_before = state["num_skipped"]
-        self.smoothed_dice = state["smoothed_dice"]
-        self.best_dice = state["best_dice"]
+            self.ema.load_state_dict(state["ema"])
+        self.length.load_state_dict(state["length"])
+        self.epoch, self.first_epoch = state["epoch"], state["first_epoch"]
+        self.num_stretches, self.session = state["num_stretches"], state["session"] + 1
+        self.step_in_epoch = state["step_in_epoch"]
+        self._loss_sum.copy_(state["loss_sum"])
+        self.watch.load_state_dict(state["watch"])
+        self._skipped_before = state["skipped_before"]
+        self.best.load_state_dict(state["best"])
         self.seconds_to_last_step = state["seconds_to_last_step"]
+        _set_random_state(state["random"], self.parts.device)
 
-    def _prepare(self, batch: Batch, *, augment: bool) -> _Samples:
-        """Move a batch to the device and turn labels into targets; augmented in training."""
-        device, patches, labels = self.parts.device, batch.patches, self.parts.labels
-        images = [_to_device(patch.image, device) for patch in patches]
-        segmentations = [_to_device(_torch_labels(patch.segmentation), device) for patch in patches]
-        masks = [_to_device(p.outside, device) for p in patches if p.outside is not None]
-        if augment:
-            seeds = [sample_seed(self.parts.seed, index) for index in batch.indices]
-            annotated = batch_annotated(batch, labels, self.parts.augmenter, seeds)
-            image, segmentation, _ = self.parts.augmenter(
-                images, segmentations, masks or None, seeds=seeds
-            )
-        else:
-            annotated = batch_annotated(batch, labels)
-            image, segmentation = torch.stack(images), torch.stack(segmentations)
-        target, valid = labels.target(segmentation)
-        return _Samples(
-            images=image,
-            target=target,
-            valid=valid,
-            annotated=None if annotated is None else _to_device(annotated, device),
-        )
-
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """Return the context of the network's arithmetic."""
         if self.parts.dtype is None:
             return nullcontext()
         return torch.autocast(self.parts.device.type, dtype=self.parts.dtype)
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of torch's global generators, for networks that drop features out."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
@@ -306,24 +295,5 @@ def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _divergence(count: int, which: str) -> MedsegError:
-    return MedsegError(
-        f"training diverged: {count} steps {which} had a loss or gradient that is not finite. "
-        "Lower optimizer.lr, or look at the images."
-    )
-
-
 def _as_list(logits: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
     return [logits] if isinstance(logits, torch.Tensor) else list(logits)
-
-
-def _torch_labels(labels: Any) -> Any:
-    """Return labels in an integer type that torch computes with (it lacks uint16)."""
-    return labels.astype(np.int32) if labels.dtype == np.uint16 else labels
-
-
-def _to_device(array: Any, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -87,6 +87,33 @@ class Peer:
         """Return the folder of its preprocessed data."""
         return self.root / "preprocessed" / f"Dataset{number:03d}_{name}"
 
+    def link(self, decathlon: Path, number: int, name: str) -> None:
+        """Make a raw data set of a Decathlon folder, its files linked."""
+        folder = self.dataset(number, name)
+        description = json.loads((decathlon / "dataset.json").read_text())
+        for entry in description["training"]:
+            case = Path(entry["image"]).name.removesuffix(".nii.gz")
+            for part, target in (
+                (f"imagesTr/{case}_0000.nii.gz", entry["image"]),
+                (f"labelsTr/{case}.nii.gz", entry["label"]),
+            ):
+                (folder / part).unlink(missing_ok=True)
+                (folder / part).symlink_to((decathlon / target).resolve())
+        labels = {name: int(value) for value, name in description["labels"].items() if value != "0"}
+        channels = list((description.get("modality") or description["channel_names"]).values())
+        describe(folder, channels, {"background": 0, **labels}, len(description["training"]))
+
+    def prepare(self, decathlon: Path, number: int, name: str) -> Path:
+        """Plan and preprocess a Decathlon folder for 3d_fullres, once, and return the result."""
+        folder = self.preprocessed(number, name)
+        done = folder / "prepared_by_bench"
+        if not done.exists():
+            self.link(decathlon, number, name)
+            arguments = ["-d", str(number), "-np", "2", "-npfp", "2", "-c", "3d_fullres"]
+            self.command("plan_and_preprocess", *arguments)
+            done.touch()
+        return folder
+
 
 def describe(folder: Path, channels: Sequence[str], labels: dict[str, Any], cases: int) -> None:
     """Write nnU-Net's dataset.json."""

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peer import MEDSEG, Cost, Peer, describe, disk_bytes, judge, run
+from peer import MEDSEG, Cost, Peer, disk_bytes, judge, run
 
 MIN_SPEED = 6.0
 """How many times faster than nnU-Net."""
@@ -70,7 +70,7 @@ def _compare(dataset: Path, root: Path, peer_python: Path | None, repeats: int) 
     theirs: list[Cost] = []
     peer = Peer(peer_python, root / "peer") if peer_python else None
     if peer is not None:
-        _raw(dataset, peer)
+        peer.link(dataset, 4, "Peer")
     for _ in range(repeats):
         shutil.rmtree(root / "work", ignore_errors=True)
         chosen = [part for name in CONFIGURATIONS for part in ("-c", name)]
@@ -107,18 +107,6 @@ def judge_ratios(speed: float, share: float) -> list[bool]:
 
 def _median(costs: list[Cost]) -> float:
     return statistics.median(cost.seconds for cost in costs)
-
-
-def _raw(dataset: Path, peer: Peer) -> None:
-    folder = peer.dataset(4, "Peer")
-    description = json.loads((dataset / "dataset.json").read_text())
-    for entry in description["training"]:
-        name = Path(entry["image"]).name.removesuffix(".nii.gz")
-        (folder / f"imagesTr/{name}_0000.nii.gz").symlink_to((dataset / entry["image"]).resolve())
-        (folder / f"labelsTr/{name}.nii.gz").symlink_to((dataset / entry["label"]).resolve())
-    labels = {name: int(value) for value, name in description["labels"].items() if value != "0"}
-    channels = list((description.get("modality") or description["channel_names"]).values())
-    describe(folder, channels, {"background": 0, **labels}, len(description["training"]))
 
 
 def _grow(dataset: Path, root: Path, repeats: int) -> list[bool]:

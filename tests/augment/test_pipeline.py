@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from medseg.augment.pipeline import Augmenter
+from medseg.augment.sample import centre
 from medseg.augment.streams import sample_seed
-from medseg.augment.warp import centre
 from medseg.schema.recipe import AugmentationRecipe
 
 NEVER = {name: 0.0 for name in AugmentationRecipe.model_fields if name.endswith("_probability")}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medseg.augment.pipeline import Augmenter
-from medseg.augment.warp import centre
+from medseg.augment.sample import centre
 from medseg.schema.recipe import AugmentationRecipe
 
 NEVER = {name: 0.0 for name in AugmentationRecipe.model_fields if name.endswith("_probability")}

@@ -9,6 +9,7 @@ from medseg.augment.settings import (
     intensity_settings,
     is_anisotropic,
     mirror_axes,
+    previous_settings,
     spatial_settings,
 )
 from medseg.errors import ConfigError
@@ -45,16 +46,22 @@ def test_every_probability_of_the_recipe_arrives():
     }
     recipe = AugmentationRecipe(**values)
     spatial = spatial_settings(recipe, (8, 9, 10), dummy_2d=False)
-    intensity = intensity_settings(recipe)
+    intensity, previous = intensity_settings(recipe), previous_settings(recipe, 2)
     for name, value in values.items():
         short = name.removesuffix("_probability")
-        assert value in (getattr(spatial, name, None), getattr(intensity, short, None)), name
+        found = (
+            getattr(spatial, name, None),
+            getattr(intensity, short, None),
+            getattr(previous, short.removeprefix("previous_"), None),
+        )
+        assert value in found, name
 
 
 def test_backend_none_does_nothing():
     recipe = AugmentationRecipe(backend="none")
     assert spatial_settings(recipe, (8, 9, 10), dummy_2d=False).rotation_probability == 0
     assert intensity_settings(recipe).gamma == 0
+    assert previous_settings(recipe, 3).operator == previous_settings(recipe, 3).removal == 0
     assert mirror_axes(recipe, 3) == ()
 
 

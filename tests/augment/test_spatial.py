@@ -126,7 +126,7 @@ def test_positions_are_the_matrix_applied_to_offsets_from_the_centre():
     patch_size, source_size = (3, 4, 2), (9, 11, 8)
     deformation = Deformation(matrix=tuple(map(tuple, matrix.tolist())))
     offsets = patch_offsets(deformation, patch_size, CPU)
-    positions = torch.stack(source_positions(deformation.matrix, offsets, source_size), -1)
+    positions = source_positions(deformation.matrix, offsets, source_size).movedim(0, -1)
     for index in np.ndindex(*patch_size):
         offset = np.array(index) - (np.array(patch_size) - 1) / 2
         expected = matrix @ offset + (np.array(source_size) - 1) / 2

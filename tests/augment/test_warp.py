@@ -8,6 +8,8 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from medseg.augment import warp
+from medseg.augment.sample import Sample, centre
+from medseg.augment.spare import Spare
 from medseg.augment.spatial import (
     Deformation,
     margin,
@@ -17,6 +19,11 @@ from medseg.augment.spatial import (
 )
 
 CPU = torch.device("cpu")
+
+
+def deform(image, segmentation, outside, **kwargs):
+    result = warp.deform(Sample(image, segmentation, outside), **kwargs)
+    return result.image, result.segmentation, result.outside
 
 
 def _deformation(angles, factor=1.0, elastic=()):
@@ -62,9 +69,7 @@ def test_images_equal_linear_interpolation_by_scipy(deformation, patch_size):
     size = _source_size(deformation, patch_size)
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     segmentation = torch.zeros(size, dtype=torch.uint8)
-    result, _, _ = warp.deform(
-        image, segmentation, None, deformation=deformation, patch_size=patch_size
-    )
+    result, _, _ = deform(image, segmentation, None, deformation=deformation, patch_size=patch_size)
     positions = _positions(deformation, patch_size, size)
     for channel, found in zip(image, result, strict=True):
         expected = map_coordinates(channel.numpy().astype(np.float64), positions, order=1)
@@ -76,7 +81,7 @@ def test_labels_equal_the_argmax_over_interpolated_indicators(deformation, patch
     size = _source_size(deformation, patch_size)
     values = (0, 3, 7, 8, 250)
     labels = _smooth_labels(size, values)
-    _, result, _ = warp.deform(
+    _, result, _ = deform(
         torch.zeros(1, *size),
         torch.from_numpy(labels.astype(np.uint8)),
         None,
@@ -101,10 +106,10 @@ def test_labels_and_outside_mask_are_one_partition():
     four = _smooth_labels(size, (0, 1, 2, 3))
     segmentation = torch.from_numpy(np.where(four == 3, 0, four).astype(np.uint8))
     outside = torch.from_numpy(four == 3)
-    _, labels, mask = warp.deform(
+    _, labels, mask = deform(
         torch.zeros(1, *size), segmentation, outside, deformation=deformation, patch_size=patch_size
     )
-    _, joined, _ = warp.deform(
+    _, joined, _ = deform(
         torch.zeros(1, *size),
         torch.from_numpy(four.astype(np.uint8)),
         None,
@@ -126,7 +131,7 @@ def test_labels_of_any_type_and_size_are_kept_and_never_invented(dtype, high):
     size = _source_size(deformation, patch_size)
     values = (0, 1, high - 1, high)
     segmentation = torch.from_numpy(_smooth_labels(size, values).astype(np.int64)).to(dtype)
-    _, labels, mask = warp.deform(
+    _, labels, mask = deform(
         torch.zeros(1, *size), segmentation, None, deformation=deformation, patch_size=patch_size
     )
     assert labels.dtype == dtype
@@ -137,7 +142,7 @@ def test_labels_of_any_type_and_size_are_kept_and_never_invented(dtype, high):
 
 
 def _vote(corners, fractions):
-    tensors = tuple(torch.tensor([f]) for f in fractions)
+    tensors = torch.tensor(fractions)[:, None]
     return warp._vote(torch.tensor(corners, dtype=torch.int32)[:, None], tensors).item()
 
 
@@ -155,11 +160,13 @@ def test_voting_everywhere_equals_voting_where_corners_differ():
     size = _source_size(deformation, patch_size)
     codes = torch.from_numpy(_smooth_labels(size, (0, 1, 5)).astype(np.int32))
     rows = torch.stack([codes, codes.flip(0)])
-    positions = [torch.from_numpy(p) for p in _positions(deformation, patch_size, size)]
-    cells = warp.locate(size, positions)
-    corners = warp._read_corners(rows, cells)
-    everywhere = warp._vote(torch.stack(corners), cells.fractions)
-    assert torch.equal(everywhere, warp._vote_where_mixed(corners, cells.fractions))
+    positions = torch.from_numpy(_positions(deformation, patch_size, size))
+    spare = Spare(CPU)
+    cells = warp.locate(size, positions, spare)
+    flat = rows.reshape(2, -1)
+    corners = torch.stack([flat[:, step:][:, cells.lowest.long()] for step in cells.steps])
+    everywhere = warp._vote(corners, cells.fractions)
+    assert torch.equal(everywhere, warp._vote_where_mixed(flat, cells, spare))
 
 
 def test_slabs_do_not_change_the_result(monkeypatch):
@@ -168,9 +175,9 @@ def test_slabs_do_not_change_the_result(monkeypatch):
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     segmentation = torch.from_numpy(_smooth_labels(size, (0, 1, 2)).astype(np.uint8))
     kwargs = {"deformation": deformation, "patch_size": patch_size}
-    whole = warp.deform(image, segmentation, None, **kwargs)
+    whole = deform(image, segmentation, None, **kwargs)
     monkeypatch.setattr(warp, "_VOXELS_CPU", 700)
-    cut = warp.deform(image, segmentation, None, **kwargs)
+    cut = deform(image, segmentation, None, **kwargs)
     assert torch.equal(whole[0], cut[0])
     assert torch.equal(whole[1], cut[1])
 
@@ -184,12 +191,12 @@ def test_image_and_labels_turn_the_same_way(angles):
     a, b, c = (n // 2 for n in size)
     solid[a - 5 : a + 1, b - 2 : b + 8, c : c + 3] = 1
     solid[a : a + 4, b - 6 : b, c - 4 : c + 1] = 1
-    image, labels, _ = warp.deform(
+    image, labels, _ = deform(
         solid[None].float(), solid, None, deformation=deformation, patch_size=patch_size
     )
     is_clear = (image[0] - 0.5).abs() > 1e-3
     assert torch.equal((image[0] > 0.5)[is_clear], (labels == 1)[is_clear])
-    still = warp.centre(solid, patch_size)
+    still = centre(solid, patch_size)
     assert (labels != still).sum() > 50
 
 
@@ -197,7 +204,7 @@ def test_a_quarter_turn_reads_the_source_turned():
     """Patch axis 0 reads along source axis 1, so the content turns against the matrix."""
     deformation = _deformation((math.pi / 2,))
     source = torch.arange(7 * 7, dtype=torch.float32).reshape(7, 7)
-    image, labels, _ = warp.deform(
+    image, labels, _ = deform(
         source[None], source.to(torch.uint8), None, deformation=deformation, patch_size=(5, 5)
     )
     turned = np.rot90(source[1:6, 1:6].numpy(), k=-1)
@@ -211,10 +218,10 @@ def test_slices_deform_alike_in_a_plane():
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     segmentation = torch.from_numpy(_smooth_labels(size, (0, 1, 2)).astype(np.uint8))
     kwargs = {"deformation": deformation, "patch_size": patch_size}
-    result, labels, _ = warp.deform(image, segmentation, None, **kwargs)
+    result, labels, _ = deform(image, segmentation, None, **kwargs)
     assert result.shape == (2, 3, 10, 15)
     for index in range(3):
-        one, one_labels, _ = warp.deform(image[:, index], segmentation[index], None, **kwargs)
+        one, one_labels, _ = deform(image[:, index], segmentation[index], None, **kwargs)
         assert torch.equal(result[:, index], one)
         assert torch.equal(labels[index], one_labels)
 
@@ -223,18 +230,18 @@ def test_identity_reproduces_the_centre():
     deformation = _deformation((0.0, 0.0, 0.0))
     image = torch.randn(1, 8, 11, 10)
     segmentation = torch.from_numpy(_smooth_labels((8, 11, 10), (0, 1, 2)).astype(np.uint8))
-    result, labels, _ = warp.deform(
+    result, labels, _ = deform(
         image, segmentation, None, deformation=deformation, patch_size=(6, 7, 4)
     )
-    np.testing.assert_allclose(result[0], warp.centre(image[0], (6, 7, 4)), atol=1e-6)
-    assert torch.equal(labels, warp.centre(segmentation, (6, 7, 4)))
+    np.testing.assert_allclose(result[0], centre(image[0], (6, 7, 4)), atol=1e-6)
+    assert torch.equal(labels, centre(segmentation, (6, 7, 4)))
 
 
 def test_an_axis_of_one_voxel_is_left_alone():
     deformation = _deformation((0.0, 0.0, 0.0))
     image = torch.randn(1, 1, 6, 5)
     segmentation = torch.ones(1, 6, 5, dtype=torch.uint8)
-    result, labels, _ = warp.deform(
+    result, labels, _ = deform(
         image, segmentation, None, deformation=deformation, patch_size=(1, 6, 5)
     )
     np.testing.assert_allclose(result, image, atol=1e-6)
@@ -245,7 +252,7 @@ def test_an_axis_of_one_voxel_is_left_alone():
 def test_centre_keeps_the_middle_voxel_in_the_middle(length, wanted):
     marked = torch.zeros(length, 2)
     marked[length // 2] = 1
-    result = warp.centre(marked, (wanted, 2), fill=7)
+    result = centre(marked, (wanted, 2), fill=7)
     assert result.shape == (wanted, 2)
     assert result[:, 0].tolist().index(1) == wanted // 2
     assert (result == 7).sum() == 2 * max(0, wanted - length)

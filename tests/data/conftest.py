@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg.data.store import Entry, sample_locations
+from medseg.data.lesions import find_lesions
+from medseg.data.locations import sample_locations
+from medseg.data.store import Entry
 from medseg.geometry import SpatialRecord
 
 
@@ -36,11 +38,13 @@ def make_entry(shape=(9, 14, 11), *, seed=0, labels=None, has_outside=True):
     if has_outside:
         outside = np.zeros(shape, bool)
         outside[:, :2] = True
+    locations = sample_locations(labels)
     return Entry(
         image=image,
         segmentation=labels,
         outside=outside,
-        locations=sample_locations(labels),
+        locations=locations,
+        lesions=find_lesions(labels, locations, locations),
         record=make_record(shape),
     )
 

@@ -11,7 +11,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from medseg.data.loader import batches
+from medseg.data import loader as loader_module
+from medseg.data.loader import batches, loader_threads
 from medseg.data.patches import Annotation, PatchSampler
 from medseg.errors import DatasetError
 
@@ -33,10 +34,9 @@ def sampler(make):
 class Slow:
     """A sampler whose early patches take longest, so that threads finish out of order."""
 
-    batch_size = 3
-
     def __init__(self, sampler, fail_at=None):
         self.sampler, self.fail_at = sampler, fail_at
+        self.numbers = sampler.numbers
 
     def draw(self, k):
         if k == self.fail_at:
@@ -91,7 +91,7 @@ def test_only_a_few_batches_are_cut_ahead(sampler):
     drawn = []
 
     class Counting:
-        batch_size = 3
+        numbers = staticmethod(sampler.numbers)
 
         def draw(self, k):
             drawn.append(k)
@@ -118,3 +118,45 @@ def test_a_batch_says_what_was_annotated_only_if_something_was_not(sampler):
         assert batch.annotated.tolist() == expected
     with closing(batches(sampler, first=0)) as source:
         assert next(source).annotated is None
+
+
+def test_what_is_finished_is_finished_in_the_threads_that_cut(sampler):
+    seen = []
+
+    def finish(patch):
+        seen.append(threading.current_thread().name)
+        return replace(patch, case_id=f"finished {patch.case_id}")
+
+    with closing(batches(sampler, first=2, finish=finish)) as source:
+        found = next(source)
+    assert found.case_ids == tuple(f"finished {sampler.draw(k).case_id}" for k in (6, 7, 8))
+    assert all(name.startswith("medseg-patches") for name in seen)
+
+
+def test_patches_of_one_batch_are_cut_side_by_side(sampler):
+    meeting = threading.Barrier(3, timeout=20)
+
+    class Waiting:
+        numbers = staticmethod(sampler.numbers)
+
+        def draw(self, k):
+            if k < 3:
+                meeting.wait()
+            return sampler.draw(k)
+
+    with closing(batches(Waiting(), first=0, num_threads=3, prefetch=0)) as source:
+        assert next(source).indices == (0, 1, 2)
+
+
+def test_processes_cut_their_own_samples_of_each_batch(sampler):
+    with closing(batches(replace(sampler, positions=(2, 0)), first=1)) as source:
+        assert [batch.indices for batch in islice(source, 2)] == [(5, 3), (8, 6)]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "processes", "threads"),
+    [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 8), (16, 4, 3), (4, 8, 1)],
+)
+def test_a_processor_is_left_to_the_network(monkeypatch, cpus, processes, threads):
+    monkeypatch.setattr(loader_module, "num_cpus", lambda: cpus)
+    assert loader_threads(processes) == threads

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from medseg.data import locations as locations_module
 from medseg.data import store as store_module
+from medseg.data.locations import ANNOTATED, sample_locations
 from medseg.data.patches import cut
-from medseg.data.store import ANNOTATED, CaseStore, digest, sample_locations, storage_type
+from medseg.data.store import CaseStore, digest, storage_type
 from medseg.errors import DatasetError
 
 KEY = "ab" + "0" * 30
@@ -319,7 +321,7 @@ def slow_locations(segmentation, ignore_label=None):
 @pytest.mark.parametrize("step", [1, 11])
 def test_locations_are_those_of_the_slow_way(monkeypatch, step, ignore_label):
     """Looked for part by part; parts end in the middle of a label."""
-    monkeypatch.setattr(store_module, "_PART", 5000)
+    monkeypatch.setattr(locations_module, "_PART", 5000)
     rng = np.random.default_rng(2)
     segmentation = (rng.integers(0, 31, size=(29, 32, 37)) * step).astype(np.uint16)
     segmentation[20:] = 3 * step  # a large label, of which a sample is taken

@@ -248,11 +248,3 @@ def test_semantics_not_supported_are_refused(bundle, semantics, message):
     change(bundle.folder / "bundle.json", semantics=semantics)
     with pytest.raises(BundleError, match=message):
         check_supported(read_bundle(bundle.folder))
-
-
-def test_a_cascade_is_refused(make, tmp_path):
-    plans = make.plans()
-    stage = plans.configurations["tiny"].model_copy(update={"previous_stage": "3d_lowres"})
-    plans = plans.model_copy(update={"configurations": {"tiny": stage}})
-    with pytest.raises(BundleError, match="needs the prediction of '3d_lowres'"):
-        check_supported(make.bundle(tmp_path / "bundle", plans=plans))

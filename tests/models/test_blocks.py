@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medseg.models import blocks
 from medseg.models.blocks import EPSILON, ConvBlock, InstanceNorm, instance_norm, is_channels_last
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
@@ -53,6 +54,52 @@ def test_gradient_written_by_hand_is_the_numerical_one() -> None:
     weight, bias = parameters()
     values = features().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     assert torch.autograd.gradcheck(instance_norm, (values, weight, bias), atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [7, 200, 1 << 20])
+@pytest.mark.parametrize("slope", [0.01, 1.0])
+def test_activated_norm_is_the_norm_and_then_the_activation_whatever_the_block(
+    monkeypatch: pytest.MonkeyPatch, slope: float, block: int
+) -> None:
+    """Blocks of parts of a sample, of one sample, and of all of them (360 values each)."""
+    monkeypatch.setattr(blocks, "_BLOCK", block)
+    pull = torch.linspace(-1, 2, features().numel(), dtype=torch.float64).reshape(features().shape)
+    found = []
+    for layout in LAYOUTS:
+        weight, bias = parameters()
+        values = features().contiguous(memory_format=layout).requires_grad_()
+        result = instance_norm(values, weight, bias, slope=slope)
+        found.append((result, *torch.autograd.grad(result, (values, weight, bias), pull)))
+    weight, bias = parameters()
+    values = features().requires_grad_()
+    plain = functional.instance_norm(values, weight=weight, bias=bias, eps=EPSILON)
+    expected = torch.where(plain > 0, plain, slope * plain)
+    wanted = (expected, *torch.autograd.grad(expected, (values, weight, bias), pull))
+    for each in found:
+        for one, other in zip(each, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("block", [100, 1 << 20])
+def test_gradient_in_low_precision_is_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK", block)
+    weight, bias = parameters(torch.float32)
+    values = features(torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+    low = values.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(4)
+    pull = torch.randn(values.shape, generator=generator).bfloat16()
+    found = torch.autograd.grad(
+        instance_norm(low, weight, bias, slope=0.01), (low, weight, bias), pull
+    )
+    assert [each.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
+    exact = values.double().requires_grad_()
+    plain = functional.instance_norm(exact, weight=weight.double(), bias=bias.double(), eps=EPSILON)
+    activated = functional.leaky_relu(plain, 0.01)
+    wanted = torch.autograd.grad(activated, (exact, weight, bias), pull.double())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=0.02, atol=0.02)
 
 
 def test_gradient_arriving_in_another_layout_is_understood() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from medseg.errors import ConfigError
 from medseg.models.build import NETWORKS, build_network
-from medseg.schema.plans import Architecture
+from medseg.schema.plans import KINDS, Architecture
 
 PLAIN = Architecture(
     kind="plain_unet",
@@ -68,8 +68,9 @@ def test_global_seed_decides_without_generator() -> None:
 
 
 def test_every_kind_of_the_schema_is_built() -> None:
-    allowed = Architecture.model_json_schema()["properties"]["kind"]["enum"]
-    assert set(NETWORKS) == set(allowed)
+    assert set(NETWORKS) == set(KINDS)
+    for kind in KINDS:
+        Architecture.model_validate({**PLAIN.model_dump(), "kind": kind})
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,8 @@ def test_every_kind_of_the_schema_is_built() -> None:
         ({"kernel_sizes": ((3, 3, 2),) * 3}, "expected odd sizes"),
         ({"strides": ((1, 2, 1),) * 3}, r"strides opens with \[1, 2, 1\]"),
         ({"strides": ((0, 1, 1),) * 3}, "expected positive numbers"),
+        ({"kind": "plain_unit"}, "kind is 'plain_unit'.*Did you mean 'plain_unet'"),
+        ({"options": {"width": 3}}, "options has width; plain_unet takes none"),
     ],
 )
 def test_contradictions_are_named(change: dict[str, object], match: str) -> None:

@@ -1,4 +1,4 @@
-"""Both kinds of network against a slow functional reading of their weights, and stored numbers."""
+"""Every kind of network against a slow functional reading of their weights, and stored numbers."""
 
 from __future__ import annotations
 
@@ -119,6 +119,69 @@ def oracle(images: Tensor, network: UNet, architecture: Architecture) -> list[Te
     return logits[::-1]
 
 
+def mednext_block(
+    features: Tensor, weights: dict[str, Tensor], name: str, stride: tuple[int, ...], *, up: bool
+) -> Tensor:
+    """Return a MedNeXt block; upwards the image is shifted by what its first voxels lack."""
+    kernel = weights[f"{name}.conv1.weight"]
+    three = kernel.ndim == 5
+    plain = functional.conv3d if three else functional.conv2d
+    climb = functional.conv_transpose3d if three else functional.conv_transpose2d
+    padding = tuple(size // 2 for size in kernel.shape[2:])
+    groups = kernel.shape[0]
+
+    def resample(values: Tensor, layer: str, padding: tuple[int, ...] | int, groups: int) -> Tensor:
+        weight, bias = weights[f"{name}.{layer}.weight"], weights[f"{name}.{layer}.bias"]
+        if not up:
+            return plain(values, weight, bias, stride, padding, 1, groups)
+        return climb(values, weight, bias, stride, padding, 0, groups)
+
+    inner = norm(resample(features, "conv1", padding, groups), weights, f"{name}.norm")
+    inner = plain(inner, weights[f"{name}.conv2.weight"], weights[f"{name}.conv2.bias"])
+    inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
+    total = plain(inner, weights[f"{name}.conv3.weight"], weights[f"{name}.conv3.bias"])
+    if f"{name}.res_conv.weight" in weights:
+        total = total + resample(features, "res_conv", 0, 1)
+    else:
+        total = total + features
+    if not up:
+        return total
+    full = [size * step for size, step in zip(features.shape[2:], stride, strict=True)]
+    shifted = total.new_zeros((*total.shape[:2], *full))
+    inside = (slice(step - 1, None) for step in stride)
+    shifted[(slice(None), slice(None), *inside)] = total
+    return shifted
+
+
+def mednext_oracle(images: Tensor, network: UNet, architecture: Architecture) -> list[Tensor]:
+    """Return all logits, full resolution first, the bottleneck's last."""
+    weights, ones = network.state_dict(), (1,) * (images.ndim - 2)
+    plain = functional.conv3d if images.ndim == 5 else functional.conv2d
+
+    def stage(features: Tensor, name: str, first: tuple[int, ...]) -> Tensor:
+        index = 0
+        while f"{name}.blocks.{index}.conv1.weight" in weights:
+            stride = ones if index else first
+            features = mednext_block(features, weights, f"{name}.blocks.{index}", stride, up=False)
+            index += 1
+        return features
+
+    def layer(features: Tensor, name: str) -> Tensor:
+        return plain(features, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    features, skips = layer(images, "encoder.stem"), []
+    for index, stride in enumerate(architecture.strides):
+        features = stage(features, f"encoder.stages.{index}", stride)
+        skips.append(features)
+    logits = [layer(features, "decoder.seg_layers.0")]
+    for step in range(len(skips) - 1):
+        stride = architecture.strides[-1 - step]
+        up = mednext_block(features, weights, f"decoder.ups.{step}", stride, up=True)
+        features = stage(up + skips[-2 - step], f"decoder.stages.{step}", ones)
+        logits.append(layer(features, f"decoder.seg_layers.{step + 1}"))
+    return logits[::-1]
+
+
 class NetworkContract:
     """What every kind of network must do; sub-classes name the architecture and its input."""
 
@@ -126,9 +189,13 @@ class NetworkContract:
     shape: tuple[int, ...]
     """(B, C, *spatial)."""
     golden: tuple[float, ...]
-    """Mean, mean square and first, middle and last logit at full resolution, by nnU-Net 2.8.1."""
+    """Mean, mean square and first, middle and last logit at full resolution, by nnU-Net 2.8.1 or
+    the authors' MedNeXt."""
     parameter: str
     """A name that nnU-Net gives to a parameter of this network."""
+    oracle = staticmethod(oracle)
+    coarsest = -1
+    """Last stage with logits, as a place in `strides`."""
 
     def build(self, **options: object) -> UNet:
         return build_network(self.architecture, num_inputs=self.shape[1], num_logits=3, **options)
@@ -138,7 +205,7 @@ class NetworkContract:
 
     def test_equals_the_functional_oracle_in_both_layouts(self) -> None:
         network = fill(self.build(deep_supervision=True))
-        expected = oracle(self.images(), network, self.architecture)
+        expected = self.oracle(self.images(), network, self.architecture)
         for layout in LAYOUTS[len(self.shape) - 2]:
             network.to(memory_format=layout)
             found = network(self.images().contiguous(memory_format=layout))
@@ -146,7 +213,7 @@ class NetworkContract:
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
     @pytest.mark.golden
-    def test_logits_are_those_of_nnunet(self) -> None:
+    def test_logits_are_those_of_the_reference(self) -> None:
         logits = fill(self.build())(self.images())
         flat = logits.detach().flatten()
         found = (flat.mean(), (flat**2).mean(), flat[0], flat[len(flat) // 2], flat[-1])
@@ -172,7 +239,7 @@ class NetworkContract:
         logits = network(self.images())
         torch.testing.assert_close(logits[0], alone, rtol=0, atol=0)
         expected, shape = [], self.shape[2:]
-        for stride in self.architecture.strides[:-1]:
+        for stride in self.architecture.strides[: self.coarsest]:
             shape = tuple(size // step for size, step in zip(shape, stride, strict=True))
             expected.append((self.shape[0], 3, *shape))
         assert [tuple(each.shape) for each in logits] == expected
@@ -187,6 +254,15 @@ class NetworkContract:
         ]
         assert silent == []
 
+    def test_samples_do_not_mix(self) -> None:
+        network = fill(self.build())
+        images = self.images()
+        torch.testing.assert_close(network(images)[1:], network(images[1:]))
+
+
+class UNetContract(NetworkContract):
+    """What the networks that share nnU-Net's weights must do."""
+
     def test_parameter_names_are_nnunets(self) -> None:
         names = self.build().state_dict().keys()
         assert self.parameter in names
@@ -195,11 +271,6 @@ class NetworkContract:
             "stages",
             "seg_layers",
         }
-
-    def test_samples_do_not_mix(self) -> None:
-        network = fill(self.build())
-        images = self.images()
-        torch.testing.assert_close(network(images)[1:], network(images[1:]))
 
 
 class Case3D:
@@ -230,26 +301,78 @@ def residual(architecture: Architecture) -> Architecture:
     return architecture.model_copy(update={"kind": "residual_unet"})
 
 
-class TestPlain3D(Case3D, NetworkContract):
+class TestPlain3D(Case3D, UNetContract):
     parameter = "encoder.stages.2.0.convs.1.norm.weight"
     golden = (0.354319159, 0.448556302, 0.416547738, 0.359179579, 0.604001698)
 
 
-class TestPlain2D(Case2D, NetworkContract):
+class TestPlain2D(Case2D, UNetContract):
     parameter = "decoder.stages.2.convs.1.conv.bias"
     golden = (0.347651808, 0.462953007, 0.190645043, 0.229136502, 0.820138918)
 
 
-class TestResidual3D(Case3D, NetworkContract):
+class TestResidual3D(Case3D, UNetContract):
     architecture = residual(Case3D.architecture)
     parameter = "encoder.stages.2.blocks.0.skip.1.conv.weight"
     golden = (0.344205564, 0.445269685, 1.08687772, 0.171140823, 0.950737517)
 
 
-class TestResidual2D(Case2D, NetworkContract):
+class TestResidual2D(Case2D, UNetContract):
     architecture = residual(Case2D.architecture)
     parameter = "encoder.stem.convs.0.conv.weight"
     golden = (0.337613202, 0.491788907, 0.394129406, 0.205535983, 0.316608401)
+
+
+class MedNeXtContract(NetworkContract):
+    oracle = staticmethod(mednext_oracle)
+    coarsest = None
+
+    def test_checkpointing_changes_neither_logits_nor_gradients(self) -> None:
+        found = []
+        for options in ({}, {"checkpointing": True}):
+            architecture = self.architecture.model_copy(update={"options": options})
+            network = build_network(architecture, num_inputs=self.shape[1], num_logits=3)
+            fill(network)(self.images()).square().sum().backward()
+            found.append({name: p.grad for name, p in network.named_parameters()})
+        plain, checkpointed = found
+        used = [name for name, gradient in plain.items() if gradient is not None]
+        assert len(used) > len(plain) // 2
+        assert all(torch.equal(plain[name], checkpointed[name]) for name in used)
+
+
+class TestMedNeXt3D(MedNeXtContract):
+    """Five stages that halve every axis: the paper's own topology."""
+
+    architecture = Architecture(
+        kind="mednext_b",
+        features=(2, 4, 8, 16, 32),
+        kernel_sizes=((3, 3, 3),) * 5,
+        strides=((1, 1, 1), *((2, 2, 2),) * 4),
+        blocks_encoder=(2, 1, 2, 1, 1),
+        blocks_decoder=(1, 2, 1, 1),
+    )
+    shape = (2, 2, 16, 32, 48)
+    golden = (0.123564716, 4.06304803, -1.03958714, 0.534966214, 6.08834787)
+
+
+class TestMedNeXt2D(MedNeXtContract):
+    architecture = Architecture(
+        kind="mednext_s",
+        features=(3, 6, 12, 24, 48),
+        kernel_sizes=((5, 5),) * 5,
+        strides=((1, 1), *((2, 2),) * 4),
+        blocks_encoder=(2, 2, 1, 1, 2),
+        blocks_decoder=(2, 1, 1, 1),
+    )
+    shape = (3, 2, 64, 48)
+    golden = (0.198173545, 4.42685568, -0.730543858, -0.114411323, 1.86362657)
+
+
+class TestMedNeXtOnAnisotropicPlans(Case3D, MedNeXtContract):
+    architecture = Case3D.architecture.model_copy(
+        update={"kind": "mednext_l", "features": (2, 4, 6, 6), "blocks_encoder": (1, 2, 1, 1)}
+    )
+    test_logits_are_those_of_the_reference = None
 
 
 def test_shortcut_has_only_the_parts_it_needs() -> None:

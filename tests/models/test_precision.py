@@ -1,4 +1,4 @@
-"""Choice of device and arithmetic; hardware the machine lacks is pretended."""
+"""Choice of device and arithmetic; hardware the machine lacks is pretended, bf16 is computed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
 from medseg.errors import ConfigError
+from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype, pick_device
+from medseg.schema.plans import Architecture
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -90,3 +93,50 @@ def test_impossible_and_unknown_precisions_are_refused() -> None:
         autocast_dtype(CPU, "fp16")
     with pytest.raises(ConfigError, match="Did you mean 'bf16'"):
         autocast_dtype(CPU, "bf61")
+
+
+SHAPES = {2: (2, 2, 24, 16), 3: (2, 2, 8, 12, 16)}
+
+
+def network(kind: str, dimension: int) -> nn.Module:
+    stages = range(3)
+    return build_network(
+        Architecture(
+            kind=kind,
+            features=tuple(8 * 2**stage for stage in stages),
+            kernel_sizes=((1, *(3,) * (dimension - 1)), *((3,) * dimension,) * 2),
+            strides=((1,) * dimension, (1, *(2,) * (dimension - 1)), (2,) * dimension),
+            blocks_encoder=(2, 1, 1),
+            blocks_decoder=(1, 1),
+        ),
+        num_inputs=2,
+        num_logits=3,
+        deep_supervision=True,
+        generator=torch.Generator().manual_seed(2),
+    ).use_channels_last()
+
+
+@pytest.mark.parametrize("dimension", SHAPES)
+@pytest.mark.parametrize("kind", ["plain_unet", "residual_unet", "mednext_b"])
+def test_bf16_gives_the_logits_and_gradients_of_fp32_but_for_rounding(
+    kind: str, dimension: int
+) -> None:
+    module = network(kind, dimension)
+    images = torch.randn(SHAPES[dimension], generator=torch.Generator().manual_seed(3))
+    found = []
+    for enabled in (False, True):
+        module.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            many = module(images)
+        assert {logits.dtype for logits in many} == {torch.bfloat16 if enabled else torch.float32}
+        sum((logits.float() - 1).square().mean() for logits in many).backward()
+        gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
+        assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+        found.append((many, gradients))
+    (plain, exact), (low, rounded) = found
+    for one, other in zip(plain, low, strict=True):
+        difference = (one - other.float()).square().mean().sqrt()
+        assert 0 < difference < 0.03 * one.square().mean().sqrt()
+    flat = torch.cat([exact[name].flatten() for name in exact])
+    found_flat = torch.cat([rounded[name].flatten() for name in exact])
+    assert torch.cosine_similarity(flat, found_flat, dim=0) > 0.99

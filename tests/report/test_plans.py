@@ -138,6 +138,7 @@ ARCHITECTURE = {
     "strides": ((1, 1, 1),) * 6,
     "blocks_encoder": (1,) * 6,
     "blocks_decoder": (3,) * 5,
+    "options": {"checkpointing": True},
 }
 CONFIGURATION = {
     "patch_size": (8, 8, 16),

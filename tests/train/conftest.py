@@ -13,15 +13,18 @@ import torch
 from medseg.augment.pipeline import Augmenter
 from medseg.augment.streams import sample_seed
 from medseg.data.loader import batches
+from medseg.data.locations import sample_locations
 from medseg.data.patches import PatchSampler
-from medseg.data.store import Entry, sample_locations
+from medseg.data.store import Entry
 from medseg.geometry import SpatialRecord
 from medseg.labels import LabelScheme
 from medseg.losses.deep_supervision import build_loss
 from medseg.models.build import build_network
 from medseg.schema.plans import Architecture
 from medseg.schema.recipe import Recipe
+from medseg.train.feed import Preparer, feed
 from medseg.train.schedule import Length
+from medseg.train.timing import Clock
 from medseg.train.trainer import Parts, Trainer
 
 PATCH = (8, 16, 12)
@@ -94,13 +97,13 @@ class TinyRun:
         loss = build_loss(self.recipe.loss.name, batch_dice=False, has_regions=labels.has_regions)
         parts = Parts(
             network=network,
+            num_inputs=2,
             loss=loss,
-            augmenter=augmenter,
             labels=labels,
             device=torch.device("cpu"),
             dtype=None,
-            seed=seed,
         )
+        self.preparer = Preparer(augmenter, labels, parts.device, seed)
         steps = self.recipe.epochs * self.recipe.iterations_per_epoch
         self.trainer = Trainer(self.recipe, parts, length or Length(num_iterations=steps))
         self.sampler = PatchSampler(
@@ -115,16 +118,25 @@ class TinyRun:
             partial=partial or {},
         )
 
-    def validation(self, count=2):
+    def validation_batches(self, count=2):
         """Yield batches of unaugmented patches."""
         chosen = replace(self.sampler, read_size=None, seed=self.sampler.seed + 500)
         with closing(batches(chosen, first=0)) as source:
             yield from islice(source, count)
 
+    def validation(self, count=2):
+        """Yield samples of unaugmented patches."""
+        return feed(self.validation_batches(count), self.preparer, Clock(), augment=False)
+
+    def samples(self):
+        """Return the augmented samples of the steps from where the trainer stands."""
+        source = batches(self.sampler, first=self.trainer.length.iteration)
+        return feed(source, self.preparer, self.trainer.clock)
+
     def steps(self, count):
         """Do some steps from where the trainer stands and return their losses."""
-        with closing(batches(self.sampler, first=self.trainer.length.iteration)) as source:
-            return [float(self.trainer.step(batch)) for batch in islice(source, count)]
+        with closing(self.samples()) as source:
+            return [float(self.trainer.step(samples)) for samples in islice(source, count)]
 
 
 @pytest.fixture

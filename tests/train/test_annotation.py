@@ -101,7 +101,7 @@ def test_a_step_tells_the_loss_what_was_annotated(tiny, kind):
 
     object.__setattr__(run.trainer.parts, "loss", noting)
     found = list(islice(batches(run.sampler, first=0), 12))
-    losses = [float(run.trainer.step(batch)) for batch in found]
+    losses = [float(run.trainer.step(run.preparer(batch, augment=True))) for batch in found]
     assert np.isfinite(losses).all()
     for batch, annotated in zip(found, told, strict=True):
         if "case_1" not in batch.case_ids:
@@ -119,9 +119,9 @@ def test_validation_judges_a_structure_where_it_was_annotated(tiny, kind):
     run.steps(8)
     trainer, labels = run.trainer, run.trainer.parts.labels
     trainer.network.eval()
-    counts = {name: [0, 0] for name in labels.foreground}
+    counts = {name: [0, 0, 0, 0] for name in labels.foreground}
     losses = []
-    for batch in run.validation(6):
+    for batch in run.validation_batches(6):
         image = torch.stack([torch.from_numpy(patch.image) for patch in batch.patches])
         with torch.no_grad():
             logits = list(trainer.network(image))
@@ -136,13 +136,17 @@ def test_validation_judges_a_structure_where_it_was_annotated(tiny, kind):
                 theirs = np.isin(patch.segmentation, indices)
                 counts[name][0] += int((ours & theirs).sum())
                 counts[name][1] += int((ours ^ theirs).sum())
+                counts[name][2] += int(theirs.sum())
+                counts[name][3] += int(ours.sum())
         segmentation = torch.stack([torch.from_numpy(p.segmentation) for p in batch.patches])
         target, valid = labels.target(segmentation)
         annotated = batch.annotated if batch.annotated is None else torch.tensor(batch.annotated)
         loss = build_loss("dice_ce", batch_dice=False, has_regions=labels.has_regions)
         losses.append(float(loss(logits, target, valid, annotated)))
-    dice, mean_loss = trainer.validate(run.validation(6))
-    for name, (hits, wrong) in counts.items():
+    scores = trainer.validate(run.validation(6))
+    dice, mean_loss = scores.dice, scores.loss
+    for name, (hits, wrong, *voxels) in counts.items():
+        assert list(scores.voxels[name]) == voxels
         assert dice[name] == pytest.approx(2 * hits / (2 * hits + wrong))
     assert mean_loss == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -154,9 +158,9 @@ def test_dice_is_told_by_name_whatever_the_order_of_the_names(tiny):
     for each in (run, other):
         found = list(islice(batches(run.sampler, first=0), 6))
         for batch in found:
-            each.trainer.step(batch)
-    expected, _ = run.trainer.validate(run.validation(3))
-    found, _ = other.trainer.validate(run.validation(3))
+            each.trainer.step(each.preparer(batch, augment=True))
+    expected = run.trainer.validate(run.validation(3)).dice
+    found = other.trainer.validate(run.validation(3)).dice
     assert list(found) == ["lesion", "organ"]
     assert found == pytest.approx(expected)
     assert expected["lesion"] != expected["organ"]

@@ -48,12 +48,12 @@ def network():
 
 
 def test_optimisers_and_their_constants():
-    parameters = list(network().parameters())
+    parameters = [(list(network().parameters()), 0.5)]
     sgd = build_optimizer(parameters, OptimizerRecipe())
     group = sgd.param_groups[0]
     assert (group["lr"], group["momentum"], group["nesterov"]) == (0.01, 0.99, True)
     assert group["weight_decay"] == 3e-5
-    assert len(group["params"]) == 4
+    assert (len(group["params"]), group["factor"]) == (4, 0.5)
     adam = build_optimizer(parameters, OptimizerRecipe(name="adam", beta2=0.95))
     assert adam.param_groups[0]["betas"] == (0.9, 0.95)
     adamw = build_optimizer(parameters, OptimizerRecipe(name="adamw", weight_decay=0.1))
@@ -234,16 +234,30 @@ def test_no_checkpoint_is_none(tmp_path):
 
 @pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "remove"])
-def test_damaged_checkpoint_is_one_clear_error(tmp_path, file, damage):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path, caplog, file, damage):
     for iteration in (5, 6):
         save_checkpoint(tmp_path, iteration, make_state(iteration))
-    path = tmp_path / "00000006" / file
-    content = path.read_bytes()
-    path.unlink()
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(BundleError, match="00000006"):
+
+    def spoil(number):
+        path = tmp_path / number / file
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "cut":
+            path.write_bytes(content[: len(content) // 2])
+
+    spoil("00000006")
+    assert load_checkpoint(tmp_path)["epoch"] == 5
+    assert "00000006: damaged checkpoint" in caplog.text
+    spoil("00000005")
+    with pytest.raises(BundleError, match=r"06: damaged(.|\n)*05: damaged.*\n.*restart"):
         load_checkpoint(tmp_path)
+
+
+def test_what_killed_processes_left_half_written_is_swept_away(tmp_path):
+    (tmp_path / ".7.abc.part").mkdir(parents=True)
+    (tmp_path / ".7.abc.part" / "tensors.safetensors").write_bytes(b"half")
+    save_checkpoint(tmp_path, 8, make_state(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000008"]
 
 
 def test_state_that_names_a_missing_tensor_is_damaged(tmp_path):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from medseg.data.loader import batches
 from medseg.errors import MedsegError
 from medseg.schema.recipe import Recipe
 from medseg.train.checkpoint import load_checkpoint, save_checkpoint
@@ -47,7 +47,8 @@ def test_loss_decreases(tiny):
     run = tiny(recipe(epochs=20, iterations_per_epoch=3))
     losses = run.steps(60)
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
-    dice, loss = run.trainer.validate(run.validation(3))
+    scores = run.trainer.validate(run.validation(3))
+    dice, loss = scores.dice, scores.loss
     assert set(dice) == {"organ", "lesion"}
     assert dice["organ"] > 0.5
     assert np.isfinite(loss)
@@ -88,17 +89,17 @@ def test_averages_keep_the_memory_layout_of_their_parameters(tiny, tmp_path):
 def test_steps_that_are_not_finite_are_skipped_and_counted(tiny):
     run = tiny(recipe(), cases=2, spoil=["case_1"])
     before, losses = [], []
-    with closing(batches(run.sampler, first=0)) as source:
-        for batch in islice(source, 10):
+    with closing(run.samples()) as source:
+        for samples in islice(source, 10):
             before = {k: v.clone() for k, v in run.trainer.network.state_dict().items()}
-            skipped = run.trainer.num_skipped
-            losses.append(float(run.trainer.step(batch)))
+            skipped = run.trainer.watch.total
+            losses.append(float(run.trainer.step(samples)))
             changed = any(
                 not v.equal(before[k]) for k, v in run.trainer.network.state_dict().items()
             )
-            assert changed == ("case_1" not in batch.case_ids)
-            assert (run.trainer.num_skipped > skipped) == ("case_1" in batch.case_ids)
-    assert 0 < run.trainer.num_skipped < 10
+            assert changed == ("case_1" not in samples.case_ids)
+            assert (run.trainer.watch.total > skipped) == ("case_1" in samples.case_ids)
+    assert 0 < run.trainer.watch.total < 10
     assert np.isfinite(losses).all()
     assert run.trainer.length.iteration == 10
 
@@ -112,41 +113,44 @@ def test_divergence_stops_the_run_and_names_the_cases(tiny):
 
 
 def run_loop(run, journal, *, stop_after=None, saved=None):
-    """Run the loop; `stop_after` ends it by an interruption after that epoch's checkpoint."""
+    """Run the loop; `stop_after` ends it by an interruption after that step's checkpoint."""
 
     def save():
-        if saved is not None:
+        if stop_after is not None and run.trainer.length.iteration >= stop_after:
             save_checkpoint(saved, run.trainer.length.iteration, run.trainer.state_dict())
-        if stop_after is not None and run.trainer.epoch >= stop_after:
             raise KeyboardInterrupt
 
-    with closing(batches(run.sampler, first=run.trainer.length.iteration)) as source:
+    with closing(run.samples()) as source:
         train(
             run.trainer,
-            batches=source,
-            validation_batches=run.validation,
+            samples=source,
+            validation_samples=run.validation,
+            validate_volumes=lambda trainer: None,
             observers=[journal],
-            save_checkpoint=save,
-            on_iteration=lambda loss: None,
+            save=save,
+            on_step=lambda trainer: None,
         )
 
 
 def without_times(rows):
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+    return [{k: v for k, v in row.items() if "seconds" not in k and k != "session"} for row in rows]
 
 
-def test_interrupted_loop_writes_the_same_journal(tiny, tmp_path):
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 11, 12])
+def test_interrupted_loop_writes_the_same_journal(tiny, tmp_path, stop_after):
+    """Stopped after any step: within an epoch, before or after it is judged, at the very end."""
     whole, journal = tiny(recipe()), Journal(tmp_path / "whole.jsonl")
     run_loop(whole, journal)
     first, parts = tiny(recipe()), Journal(tmp_path / "parts.jsonl")
     with pytest.raises(KeyboardInterrupt):
-        run_loop(first, parts, stop_after=1, saved=tmp_path / "saved")
+        run_loop(first, parts, stop_after=stop_after, saved=tmp_path / "saved")
     second = tiny(recipe())
     second.trainer.load_state_dict(load_checkpoint(tmp_path / "saved"))
     parts.cut_back(second.trainer.epoch)
     run_loop(second, parts)
     assert without_times(parts.rows()) == without_times(journal.rows())
     assert [row["epoch"] for row in parts.rows()] == [0, 1, 2]
+    assert parts.rows()[-1]["session"] == 2
     assert_same_state(second.trainer, whole.trainer)
     row = parts.rows()[-1]
     assert row["progress"] == 1.0
@@ -159,7 +163,7 @@ def test_best_is_chosen_by_the_smoothed_dice(tiny):
     for mean in (0.5, 0.4, 0.9, None, 0.9):
         row = {"mean_patch_dice": mean, "elapsed_seconds": 0.0, "skipped_steps": 0}
         trainer.end_epoch(row)
-        found.append((round(row["smoothed_patch_dice"], 4), trainer.is_best))
+        found.append((round(row["smoothed_patch_dice"], 4), trainer.best.is_now))
     assert found == [(0.5, True), (0.49, False), (0.531, True), (0.531, False), (0.5679, True)]
 
 
@@ -181,3 +185,106 @@ def test_a_run_stops_in_the_middle_of_an_epoch_when_its_length_is_reached(tiny, 
     run_loop(run, journal)
     assert [row["iteration"] for row in journal.rows()] == [4, 6]
     assert json.loads(json.dumps(journal.rows()))[-1]["progress"] == 1.0
+
+
+def test_an_extended_run_goes_on_with_a_new_schedule(tiny, tmp_path):
+    """Patches and epochs are counted on; the rate rises again, and ends at 0 again."""
+    run, journal = tiny(recipe("sgd")), Journal(tmp_path / "journal.jsonl")
+    run_loop(run, journal)
+    assert run.trainer.learning_rate == 0
+    run.trainer.length.num_iterations = 40
+    run.trainer.begin_stretch()
+    rates = []
+    while not run.trainer.length.is_done():
+        rates.append(run.trainer.learning_rate)
+        run.steps(1)
+    assert run.trainer.length.iteration == 12 + 40
+    assert len(rates) == 40
+    assert rates[0] < 0.001
+    assert max(rates) == rates[2] == pytest.approx(0.01)
+    assert all(later < earlier for earlier, later in pairwise(rates[2:]))
+
+
+def test_an_interrupted_extension_goes_on_where_it_stopped(tiny, tmp_path):
+    def extended(run):
+        run.steps(12)
+        run.trainer.length.num_iterations = 7
+        run.trainer.begin_stretch()
+        return run
+
+    whole = extended(tiny(recipe()))
+    losses = whole.steps(7)
+    first = extended(tiny(recipe()))
+    assert first.steps(3) == losses[:3]
+    save_checkpoint(tmp_path, 15, first.trainer.state_dict())
+    second = tiny(recipe(), length=Length(num_iterations=7))
+    second.trainer.load_state_dict(load_checkpoint(tmp_path))
+    assert second.steps(4) == losses[3:]
+    assert second.trainer.length.is_done()
+    assert second.trainer.num_stretches == 2
+    assert_same_state(second.trainer, whole.trainer)
+
+
+def test_a_skipped_first_step_leaves_no_trace(tiny):
+    """The fused optimisers allocate their averages at the first step."""
+    for name in RECIPES:
+        run = tiny(recipe(name), cases=1)
+        with closing(run.samples()) as source:
+            samples = next(source)
+        before = {k: v.clone() for k, v in run.trainer.network.state_dict().items()}
+        run.trainer.step(replace(samples, images=samples.images * float("nan")))
+        after = run.trainer.network.state_dict()
+        assert all(value.equal(after[key]) for key, value in before.items())
+        fresh = tiny(recipe(name), cases=1)
+        fresh.trainer.length.iteration = run.trainer.length.iteration
+        fresh.trainer.length.progress = run.trainer.length.progress
+        for each in (run, fresh):
+            each.trainer.step(samples)
+        assert_same_state(run.trainer, fresh.trainer)
+
+
+def test_a_frozen_encoder_rests_for_its_share_of_the_run(tiny):
+    options = {"name": "adamw", "lr": 0.01, "freeze_encoder": 0.5, "layer_decay": 0.5}
+    run = tiny(recipe(optimizer=options))
+    network = run.trainer.network
+    start = {k: v.clone() for k, v in network.state_dict().items()}
+    run.steps(6)
+
+    def moved(part):
+        return [
+            key for key, value in network.state_dict().items()
+            if key.startswith(part) and not value.equal(start[key])
+        ]  # fmt: skip
+
+    assert moved("decoder")
+    assert not moved("encoder")
+    run.steps(6)
+    assert moved("encoder")
+
+
+def test_layers_far_from_the_logits_learn_slower(tiny):
+    run = tiny(recipe(optimizer={"name": "sgd", "lr": 0.01, "layer_decay": 0.5}))
+    run.steps(1)
+    rates = {group["lr"] for group in run.trainer.optimizer.param_groups}
+    assert max(rates) == pytest.approx(0.01)
+    assert min(rates) < 0.01 * 0.5**4
+    parameters = [p for group in run.trainer.optimizer.param_groups for p in group["params"]]
+    assert len(parameters) == len(list(run.trainer.network.parameters()))
+
+
+def test_validation_at_full_volume_chooses_the_best_once_it_is_taken(tiny):
+    best = tiny(recipe()).trainer.best
+    found = []
+    for patch, full in ((0.5, None), (0.6, 0.3), (0.9, None), (0.1, 0.4), (0.9, 0.35)):
+        best.note({"mean_patch_dice": patch, "mean_full_dice": full})
+        found.append(best.is_now)
+    assert found == [True, True, False, True, False]
+
+
+def test_the_shares_of_time_are_told(tiny, tmp_path):
+    run, journal = tiny(recipe()), Journal(tmp_path / "journal.jsonl")
+    run_loop(run, journal)
+    for row in journal.rows():
+        parts = [row[f"{name}_seconds"] for name in ("wait", "augment", "forward", "backward")]
+        assert all(part > 0 for part in parts[1:])
+        assert sum(parts) <= row["seconds"] + 0.01

@@ -1,0 +1,78 @@
+"""Start from another model's weights, as far as they fit."""
+
+from __future__ import annotations
+
+import logging
+
+from medseg.api.fold_run import FoldRun
+from medseg.errors import BundleError
+from medseg.infer.bundle import Bundle, find_bundle, read_bundle
+from medseg.labels import LabelScheme
+from medseg.models.adapt import Meaning, Takeover, take_over
+from medseg.models.weights import load_weights
+from medseg.schema.dataset import DatasetSpec
+from medseg.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+_MOST_LISTED = 6
+
+
+def take_initial(run: FoldRun, trainer: Trainer) -> str | None:
+    """Copy the weights of `run.init_from` into the trainer's network.
+
+    Of a model with several folds the fold of the same name is taken, otherwise its first.
+
+    Returns:
+        What was taken, adapted and skipped, in words; None without such a model.
+
+    Raises:
+        BundleError: If there is no such model, or nothing of it fits.
+    """
+    if run.init_from is None:
+        return None
+    bundle = read_bundle(find_bundle(run.init_from))
+    folds = bundle.manifest.folds
+    fold = run.fold if run.fold in folds else folds[0]
+    found = take_over(
+        trainer.network,
+        load_weights(bundle.weights(fold)),
+        before=_meaning(bundle.spec),
+        now=_meaning(run.folder.spec()),
+    )
+    if not found.taken and not found.adapted:
+        raise BundleError(
+            f"{run.init_from}: none of its weights fits this network. {_advice(bundle)}"
+        )
+    trainer.restart_averages()
+    return _in_words(run, fold, found, bundle)
+
+
+def _meaning(spec: DatasetSpec) -> Meaning:
+    labels = LabelScheme.from_spec(spec)
+    names = sorted(labels.channels, key=labels.channels.__getitem__)
+    logits = tuple(names) if labels.has_regions else ("background", *names)
+    return Meaning(channels=tuple(spec.channels), logits=logits)
+
+
+def _in_words(run: FoldRun, fold: str, found: Takeover, bundle: Bundle) -> str:
+    counts = (
+        f"{len(found.taken)} tensors taken, {len(found.adapted)} adapted, "
+        f"{len(found.skipped)} skipped, {len(found.missing)} new"
+    )
+    lines = [f"weights of {run.init_from} ({fold}): {counts}"]
+    changed = [row for row in found.rows() if row[0] not in found.taken]
+    lines += [f"  {name}: {what} ({why})" if why else f"  {name}: {what}"
+              for name, what, why in changed[:_MOST_LISTED]]  # fmt: skip
+    if len(changed) > _MOST_LISTED:
+        lines.append(f"  and {len(changed) - _MOST_LISTED} more")
+    if len(found.skipped) > len(found.taken):
+        lines.append(_advice(bundle))
+    return "\n".join(lines)
+
+
+def _advice(bundle: Bundle) -> str:
+    return (
+        f"'medseg plan-and-preprocess DATASET --from {bundle.folder} --plans NAME' plans this "
+        "dataset for that network; then train with --plans NAME."
+    )
