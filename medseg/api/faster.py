@@ -28,7 +28,7 @@ def use_fastest(run: FoldRun, record: FoldRecord, parts: FoldParts) -> FoldRecor
     if decided is None and _is_hopeless(trainer):
         decided = False
     if trainer.length.is_done() or decided is False:
-        return _settled(run, record, is_compiled=False)
+        return _recorded(run, record, is_compiled=False)
     samples = _example(run, trainer)
     trial = partial(
         fastest,
@@ -49,7 +49,7 @@ def use_fastest(run: FoldRun, record: FoldRecord, parts: FoldParts) -> FoldRecor
         has_graphs = trainer.recipe.compile == "graphs"
         found = chosen[0] if chosen else trial(mode="graphs" if has_graphs else "on", decided=True)
         trainer.use(found.module)
-    return _settled(run, record, is_compiled=is_compiled)
+    return _recorded(run, record, is_compiled=is_compiled)
 
 
 def _step_of(trainer: Trainer, samples: Samples) -> Step:
@@ -79,6 +79,7 @@ def _seconds_left(trainer: Trainer, samples: Samples) -> float:
     if length.budget_seconds is not None:
         return length.budget_seconds - length.elapsed_seconds()
     seconds = 0.0
+    trainer.network.eval()  # neither draws nor running averages
     for _ in range(2):
         start = time.perf_counter()
         with torch.no_grad(), trainer.autocast():
@@ -86,6 +87,7 @@ def _seconds_left(trainer: Trainer, samples: Samples) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
+    trainer.network.train()
     return 3 * seconds * (length.estimated_iterations() - length.iteration)
 
 
@@ -104,7 +106,7 @@ def _example(run: FoldRun, trainer: Trainer) -> Samples:
     )
 
 
-def _settled(run: FoldRun, record: FoldRecord, *, is_compiled: bool) -> FoldRecord:
+def _recorded(run: FoldRun, record: FoldRecord, *, is_compiled: bool) -> FoldRecord:
     if record.compiled is None:
         record = record.model_copy(update={"compiled": is_compiled})
         if run.processes.is_main:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from medseg.api.fold_run import FoldRun
+from medseg.api.run_folder import FoldRecord
 from medseg.errors import BundleError
 from medseg.infer.bundle import Bundle, find_bundle, read_bundle
 from medseg.labels import LabelScheme
 from medseg.models.adapt import Meaning, Takeover, take_over
 from medseg.models.weights import load_weights
+from medseg.schema.base import FORMAT_VERSION, write_json
 from medseg.schema.dataset import DatasetSpec
 from medseg.train.trainer import Trainer
 
@@ -18,20 +21,18 @@ logger = logging.getLogger(__name__)
 _MOST_LISTED = 6
 
 
-def take_initial(run: FoldRun, trainer: Trainer) -> str | None:
-    """Copy the weights of `run.init_from` into the trainer's network.
+def take_initial(run: FoldRun, record: FoldRecord, trainer: Trainer) -> Takeover | None:
+    """Copy the weights of the model a fold was started with into the trainer's network.
 
-    Of a model with several folds the fold of the same name is taken, otherwise its first.
-
-    Returns:
-        What was taken, adapted and skipped, in words; None without such a model.
+    Of a model with several folds the fold of the same name is taken, otherwise its first. What was
+    taken, adapted and skipped is said in the log.
 
     Raises:
         BundleError: If there is no such model, or nothing of it fits.
     """
-    if run.init_from is None:
+    if record.init_from is None:
         return None
-    bundle = read_bundle(find_bundle(run.init_from))
+    bundle = read_bundle(find_bundle(Path(record.init_from)))
     folds = bundle.manifest.folds
     fold = run.fold if run.fold in folds else folds[0]
     found = take_over(
@@ -42,10 +43,17 @@ def take_initial(run: FoldRun, trainer: Trainer) -> str | None:
     )
     if not found.taken and not found.adapted:
         raise BundleError(
-            f"{run.init_from}: none of its weights fits this network. {_advice(bundle)}"
+            f"{record.init_from}: none of its weights fits this network. {_advice(bundle)}"
         )
     trainer.restart_averages()
-    return _in_words(run, fold, found, bundle)
+    logger.info("%s", _in_words(f"{record.init_from} ({fold})", found, bundle))
+    return found
+
+
+def write_taken(run: FoldRun, found: Takeover) -> None:
+    """Write what became of every tensor to `init.json`."""
+    rows = [{"tensor": name, "became": what, "why": why} for name, what, why in found.rows()]
+    write_json(run.fold_path / "init.json", {"format_version": FORMAT_VERSION, "tensors": rows})
 
 
 def _meaning(spec: DatasetSpec) -> Meaning:
@@ -55,12 +63,8 @@ def _meaning(spec: DatasetSpec) -> Meaning:
     return Meaning(channels=tuple(spec.channels), logits=logits)
 
 
-def _in_words(run: FoldRun, fold: str, found: Takeover, bundle: Bundle) -> str:
-    counts = (
-        f"{len(found.taken)} tensors taken, {len(found.adapted)} adapted, "
-        f"{len(found.skipped)} skipped, {len(found.missing)} new"
-    )
-    lines = [f"weights of {run.init_from} ({fold}): {counts}"]
+def _in_words(origin: str, found: Takeover, bundle: Bundle) -> str:
+    lines = [f"weights of {origin}: {found.summary()} (init.json lists them)"]
     changed = [row for row in found.rows() if row[0] not in found.taken]
     lines += [f"  {name}: {what} ({why})" if why else f"  {name}: {what}"
               for name, what, why in changed[:_MOST_LISTED]]  # fmt: skip

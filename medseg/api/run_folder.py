@@ -31,6 +31,8 @@ class Stretch(Schema):
     """Length in optimiser steps; None with a budget."""
     budget_seconds: float | None
     """Length in seconds; None with a number of steps."""
+    first_iteration: int = 0
+    """Optimiser steps done before it."""
 
 
 class FoldRecord(Schema):
@@ -39,7 +41,9 @@ class FoldRecord(Schema):
     format_version: int = FORMAT_VERSION
     """Version of this file's format."""
     seed: int
-    """The seed asked for."""
+    """The seed asked for, or 0."""
+    is_seeded: bool = False
+    """Whether a seed was asked for; results are then to be had again on an accelerator, too."""
     stretches: tuple[Stretch, ...] = Field(min_length=1)
     """Its first schedule, and one more for each time it was extended."""
     device: str

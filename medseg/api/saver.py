@@ -48,20 +48,54 @@ class Saver:
             self._best_epoch = self._trainer.epoch
             if self._trainer.best.is_now:
                 self._save("best")
-        stops = self._run.processes.any(self._stop.signal is not None)
-        minutes = (time.monotonic() - self._saved_at) / 60
-        if stops or minutes >= self._run.recipe.checkpoint_minutes:
+        if self._run.processes.any(self._stop.signal is not None):
             self.checkpoint()
-        if stops:
-            raise Stopped(self._stop.signal or signal.SIGTERM, self._trainer.length.iteration)
+            self.stop()
+        if time.monotonic() - self._saved_at >= 60 * self._run.recipe.checkpoint_minutes:
+            self.try_checkpoint()
+
+    def try_checkpoint(self) -> None:
+        """Write a checkpoint; a disk that is full now may not be so at the next one."""
+        try:
+            self.checkpoint()
+        except OSError as error:
+            self._saved_at = time.monotonic()
+            logger.warning(
+                "no checkpoint of iteration %d could be written (%s); the one before stays, the "
+                "next is tried in %g minutes",
+                self._trainer.length.iteration,
+                error,
+                self._run.recipe.checkpoint_minutes,
+            )
 
     def checkpoint(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         state = self._trainer.state_dict()
         if self._run.processes.is_main:
             self._held()
             save_checkpoint(self._run.checkpoints_path, self._trainer.length.iteration, state)
         self._saved_at = time.monotonic()
+
+    def stop(self) -> None:
+        """End the training.
+
+        Raises:
+            Stopped: Always.
+        """
+        raise Stopped(self._stop.signal or signal.SIGTERM, self._trainer.length.iteration)
+
+    def stop_if_asked(self) -> None:
+        """End the training, if this process alone trains and has been asked to stop.
+
+        Raises:
+            Stopped: If so; the last checkpoint is as it was.
+        """
+        if self._stop.signal is not None and self._run.processes.count == 1:
+            self.stop()
 
     def finish(self, record: FoldRecord) -> None:
         """Write the last checkpoint, the final weights and what the run was."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from medseg.api.cascade import ensure_previous_stage, previous_segmentations
 from medseg.api.fold import train_fold
+from medseg.api.fold_record import num_finished
 from medseg.api.fold_run import FoldRun
 from medseg.api.lengths import requested_length
 from medseg.api.networks import apply_network, scaled_patch
@@ -152,12 +153,14 @@ def train(  # noqa: PLR0913 - one option of the command each
         )
         ensure_previous_stage(common, splits, train=first_stage)
     metrics = {}
+    fewest = min(num_finished(replace(common, fold=name)) for name in splits)
     for number, (fold_name, split) in enumerate(splits.items()):
         is_first = number == 0 and common.configuration.previous_stage is None
         begun = started if is_first else time.monotonic()
         run = replace(common, fold=fold_name, split=split, started=begun)
+        run = replace(run, extends=extend and num_finished(run) == fewest)
         if not validate_only:
-            previous = previous_segmentations(run)
+            previous = partial(previous_segmentations, run)
             train_fold(run, restart=restart, on_start=partial(_claim, run), previous=previous)
         if not run.processes.is_main:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,8 +98,22 @@ def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:
     return metrics
 
 
-def predict_validation(run: FoldRun, model: Model, folder: Path, *, tta: Tta) -> dict[str, Pair]:
+def predict_validation(
+    run: FoldRun,
+    model: Model,
+    folder: Path,
+    *,
+    tta: Tta,
+    after_each: Callable[[], None] = lambda: None,
+) -> dict[str, Pair]:
     """Predict the validation cases of a fold into a folder.
+
+    Args:
+        run: The fold.
+        model: What predicts.
+        folder: Where the predictions go.
+        tta: Whether images are mirrored.
+        after_each: Called after each case; what it raises ends the prediction.
 
     Returns:
         Case id -> prediction and reference, of the cases that have one.
@@ -121,6 +136,7 @@ def predict_validation(run: FoldRun, model: Model, folder: Path, *, tta: Tta) ->
             if reference is not None:
                 pairs[case] = Pair(prediction=prediction, reference=reference)
             bar.update()
+            after_each()
     return pairs
 
 

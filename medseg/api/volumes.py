@@ -9,6 +9,7 @@ from dataclasses import replace
 from medseg.api.cascade import previous_bundle
 from medseg.api.fold_run import FoldRun
 from medseg.api.run_folder import FoldRecord
+from medseg.api.saver import Saver
 from medseg.api.validation import bundle_semantics, predict_validation
 from medseg.evaluate.cases import evaluate_pairs
 from medseg.infer.bundle import write_bundle
@@ -20,24 +21,29 @@ _FOLDER = ".volumes"
 """Below the fold: predictions and the bundle of the present weights, deleted when judged."""
 
 
-def volume_validation(run: FoldRun, record: FoldRecord) -> Callable[[Trainer], FullDice | None]:
+def volume_validation(
+    run: FoldRun, record: FoldRecord, saver: Saver
+) -> Callable[[Trainer], FullDice | None]:
     """Return what judges the weights of the epochs in which that is due, None in the others.
 
-    The images are predicted without mirroring. With several processes the main one judges, the
-    others wait.
+    It is due every so many epochs and after the last. A checkpoint is written before, and a request
+    to stop is heard between two images, which are predicted without mirroring. With several
+    processes the main one judges, the others wait.
     """
     every = record.validate_every
 
     def judge(trainer: Trainer) -> FullDice | None:
-        is_due = every is not None and (trainer.epoch + 1) % every == 0
-        if not (is_due and run.split.validation):
+        if every is None or not run.split.validation:
             return None
-        return run.processes.from_main(lambda: _judge(run, trainer))
+        if (trainer.epoch + 1) % every and not trainer.length.is_done():
+            return None
+        saver.try_checkpoint()
+        return run.processes.from_main(lambda: _judge(run, trainer, saver))
 
     return judge
 
 
-def _judge(run: FoldRun, trainer: Trainer) -> FullDice:
+def _judge(run: FoldRun, trainer: Trainer, saver: Saver) -> FullDice:
     folder = run.fold_path / _FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -52,7 +58,8 @@ def _judge(run: FoldRun, trainer: Trainer) -> FullDice:
         )
         model = load(bundle.folder, device=run.device, trust_code=True)
         quiet = replace(run, progress=False)
-        pairs = predict_validation(quiet, model, folder / "predictions", tta="none")
+        target = folder / "predictions"
+        pairs = predict_validation(quiet, model, target, tta="none", after_each=saver.stop_if_asked)
         metrics = evaluate_pairs(pairs, labels=run.folder.spec())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -51,14 +51,15 @@ class AlarmBell:
     """Says each alarm once, in the log and in the row of the epoch that gave rise to it."""
 
     def __init__(self, journal: Journal) -> None:
-        """Judge the epochs of `journal`; belongs before it among the observers."""
-        self._journal = journal
+        """Judge the epochs of `journal` and those that follow; belongs before it as observer."""
+        self._rows = journal.rows()
+        self._known = set(collapse_alarms(self._rows))
 
     def on_epoch_end(self, row: Mapping[str, Any]) -> None:
         """Put the alarms that are new into the row, under `alarms`."""
-        rows = self._journal.rows()
-        known = set(collapse_alarms(rows))
-        found = [alarm for alarm in collapse_alarms([*rows, row]) if alarm not in known]
+        self._rows.append(dict(row))
+        found = [alarm for alarm in collapse_alarms(self._rows) if alarm not in self._known]
+        self._known.update(found)
         for alarm in found:
             logger.warning("%s", alarm)
         if isinstance(row, dict):

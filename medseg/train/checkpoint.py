@@ -14,7 +14,7 @@ import torch
 
 from medseg.errors import BundleError
 from medseg.models.weights import load_weights, save_weights
-from medseg.schema.base import write_text
+from medseg.schema.base import FORMAT_VERSION, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any]) -> Path
     part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{iteration}.", suffix=".part"))
     try:
         save_weights(part / "tensors.safetensors", tensors, {"kind": "checkpoint"})
-        write_text(part / "state.json", json.dumps(values))
+        content = {"format_version": FORMAT_VERSION, "state": values}
+        write_text(part / "state.json", json.dumps(content))
         target = folder / f"{iteration:08d}"
         shutil.rmtree(target, ignore_errors=True)
         part.chmod(0o755)
@@ -77,8 +78,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     tensors = load_weights(path / "tensors.safetensors")
-    values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return dict(_join(values, tensors))
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if content["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version is {content['format_version']}, not {FORMAT_VERSION}")
+    return dict(_join(content["state"], tensors))
 
 
 def _whole(folder: Path) -> list[Path]:

@@ -117,15 +117,21 @@ class Ema:
         self.tensors = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, network: torch.nn.Module) -> None:
-        """Move the average towards the present weights."""
+    def update(self, network: torch.nn.Module, finite: torch.Tensor | None = None) -> None:
+        """Move the average towards the present weights.
+
+        Args:
+            network: Has the weights.
+            finite: Whether the average moves, known on the device alone; None: it does.
+        """
         self.num_updates += 1
         weight = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = network.state_dict()
         averaged = [name for name in self.tensors if self.tensors[name].is_floating_point()]
-        torch._foreach_lerp_(
-            [self.tensors[name] for name in averaged], [current[name] for name in averaged], weight
-        )
+        old, new = ([each[name] for name in averaged] for each in (self.tensors, current))
+        if finite is not None:
+            new = [torch.where(finite, b, a) for a, b in zip(old, new, strict=True)]
+        torch._foreach_lerp_(old, new, weight)
         for name in self.tensors.keys() - set(averaged):
             self.tensors[name].copy_(current[name])
 

@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
         """Return the line for the user."""
         return (
             f"Stopped by {signal_name(self.signal)} after iteration {self.iteration}; the "
-            "checkpoint is written. The same command goes on from there."
+            "checkpoint is written. The same command, without --restart, goes on from there."
         )
 
     @property

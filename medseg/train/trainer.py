@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from medseg.errors import MedsegError
 from medseg.labels import LabelScheme
 from medseg.losses.compound import Loss
 from medseg.models.groups import encoder_parameters, parameter_groups
@@ -25,6 +24,8 @@ from medseg.train.optim import Ema, build_optimizer, learning_rate
 from medseg.train.schedule import Length
 from medseg.train.timing import Clock
 
+_FEWEST_EPOCHS = 2
+"""In a shorter run the learning rate changes every iteration, whatever the recipe says."""
 _WARM_AGAIN = 0.05
 """Least share of an extension in which the learning rate rises."""
 _PEEK_EVERY = 50
@@ -71,8 +72,9 @@ class Trainer:
         self.epoch = self.first_epoch = self.step_in_epoch = 0
         self.num_stretches = self.session = 1
         self.seconds_to_last_step = 0.0
+        self._buffers = [b for b in self.network.buffers() if b.is_floating_point()]
         self._loss_sum = torch.zeros((), device=parts.device)
-        self._skipped_before = 0
+        self._finite_steps = torch.zeros((), dtype=torch.int64, device=parts.device)
         self._is_frozen = False
         self._inner: nn.Module = self.network
         self.forward: Callable[[torch.Tensor], Any] = self.network
@@ -87,7 +89,9 @@ class Trainer:
     def learning_rate(self) -> float:
         """Return the learning rate of the present step."""
         schedule, progress = self.recipe.schedule, self.length.progress
-        if schedule.per == "epoch":
+        if schedule.per == "epoch" and self.length.estimated_iterations() >= (
+            _FEWEST_EPOCHS * self.iterations_per_epoch
+        ):
             progress = self._epoch_progress
         if self.num_stretches > 1:
             schedule = schedule.model_copy(update={"warmup": max(schedule.warmup, _WARM_AGAIN)})
@@ -106,8 +110,8 @@ class Trainer:
         )
 
     def mean_loss(self) -> float:
-        """Return the mean loss of the present epoch so far; waits for the device."""
-        return float(self._loss_sum) / max(self.step_in_epoch, 1)
+        """Return the mean loss of the epoch's finite steps so far; waits for the device."""
+        return float(self._loss_sum) / max(int(self._finite_steps), 1)
 
     def peek(self) -> float | None:
         """Return the mean loss so far; on an accelerator only now and then, as it synchronises."""
@@ -120,15 +124,21 @@ class Trainer:
         self._set_rates()
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
+        buffers = [buffer.clone() for buffer in self._buffers]
         with self.clock.part("forward"):
             loss = self.loss_of(self.forward, samples)
         with self.clock.part("backward"):
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self._update(loss, samples)
+            finite = self._update(loss)
+            for buffer, before in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(torch.where(finite, buffer, before))
+            self._average(finite)
+        self.watch.note(finite, samples.case_ids)
         self.length.advance()
         self.parts.processes.agree(self.length)
         seen = loss.detach().nan_to_num(0.0, 0.0, 0.0)
-        self._loss_sum += seen
+        self._loss_sum += seen * finite
+        self._finite_steps += finite
         self.step_in_epoch += 1
         return seen
 
@@ -143,7 +153,9 @@ class Trainer:
         rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        shall_freeze = self.length.progress < self.recipe.optimizer.freeze_encoder
+        shall_freeze = (
+            self.num_stretches == 1 and self.length.progress < self.recipe.optimizer.freeze_encoder
+        )
         if shall_freeze != self._is_frozen:
             self._is_frozen = shall_freeze
             for parameter in encoder_parameters(self.network):
@@ -155,7 +167,7 @@ class Trainer:
             return self.parts.loss(logits, samples.target, samples.valid)
         return self.parts.loss(logits, samples.target, samples.valid, annotated=samples.annotated)
 
-    def _update(self, loss: torch.Tensor, samples: Samples) -> None:
+    def _update(self, loss: torch.Tensor) -> torch.Tensor:
         """Apply the gradients; a step that is not finite leaves weights and averages alone.
 
         The device decides by itself: nothing is asked of it here.
@@ -171,9 +183,16 @@ class Trainer:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        if self.ema is not None:
+        return finite
+
+    def _average(self, finite: torch.Tensor) -> None:
+        """Move the average of the weights, unless the step was skipped."""
+        if self.ema is None:
+            return
+        if self.parts.device.type != "cpu":
+            self.ema.update(self.network, finite)
+        elif bool(finite):
             self.ema.update(self.network)
-        self.watch.note(finite, samples.case_ids)
 
     def validate(self, batches: Iterable[Samples]) -> PatchScores:
         """Return the Dice of each structure pooled over validation patches, and the mean loss.
@@ -191,21 +210,12 @@ class Trainer:
         return judge_patches(batches, self.parts.labels, judge, self.parts.processes.sum_over)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Count the epoch and decide whether its weights are the best so far.
-
-        Raises:
-            MedsegError: If no step of the epoch was finite.
-        """
-        if row["skipped_steps"] - self._skipped_before >= max(self.step_in_epoch, 1):
-            raise MedsegError(
-                f"training diverged: no step of epoch {self.epoch} had a finite loss and gradient. "
-                "Lower optimizer.lr, or look at the images."
-            )
-        self._skipped_before = row["skipped_steps"]
+        """Count the epoch and decide whether its weights are the best so far."""
         self.best.note(row)
         self.epoch += 1
         self.step_in_epoch = 0
-        self._loss_sum = torch.zeros((), device=self.parts.device)
+        self._loss_sum.zero_()
+        self._finite_steps.zero_()
         self.seconds_to_last_step = row["elapsed_seconds"]
 
     def restart_averages(self) -> None:
@@ -238,7 +248,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "loss_sum": self._loss_sum,
             "watch": self.watch.state_dict(),
-            "skipped_before": self._skipped_before,
+            "finite_steps": self._finite_steps,
             "best": self.best.state_dict(),
             "seconds_to_last_step": self.seconds_to_last_step,
             "random": _random_state(self.parts.device),
@@ -258,10 +268,11 @@ class Trainer:
         self.step_in_epoch = state["step_in_epoch"]
         self._loss_sum.copy_(state["loss_sum"])
         self.watch.load_state_dict(state["watch"])
-        self._skipped_before = state["skipped_before"]
+        self._finite_steps.copy_(state["finite_steps"])
         self.best.load_state_dict(state["best"])
         self.seconds_to_last_step = state["seconds_to_last_step"]
-        _set_random_state(state["random"], self.parts.device)
+        if self.parts.processes.is_main:  # the others' states are not kept
+            _set_random_state(state["random"], self.parts.device)
 
     def autocast(self) -> Any:
         """Return the context of the network's arithmetic."""

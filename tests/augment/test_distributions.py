@@ -98,17 +98,20 @@ def of_intensity(probe, name, dummy_2d=False):
 
 
 def of_deformation(probe, name, **fields):
+    """Measure deformations; how often they happen in 3D alone, as the draws are the same."""
     patch, dummy_2d, _ = probe.SPATIAL[name]
     source, both = probe.source_shape(name), ("rotation", "scaling")
     image, labels = probe.ramps(source), probe.labels(source)
     kind = {"channels": len(patch), "dummy_2d": dummy_2d, **fields}
     often = augmenter(patch, default(*both), **kind)
     always = augmenter(patch, certain(*both), **kind)
-    found = repeat(often, NUM_SHARES, image, labels)
-    shares = probe.shares(probe.moved(x) for x, _ in found)
     found = repeat(always, NUM_VALUES, image, labels)
     rows = [probe.of_positions(x) | probe.of_labels(y) for x, y in found]
-    return {"shares": shares, "values": probe.collect(rows)}
+    values = {"values": probe.collect(rows)}
+    if name.startswith("2d"):
+        return values
+    found = repeat(often, NUM_SHARES, image, labels)
+    return values | {"shares": probe.shares(probe.moved(x) for x, _ in found)}
 
 
 def of_corruption(probe, name):
@@ -162,7 +165,8 @@ RUNS = {
 def differences(probe, name, found):
     """Return what differs from the reference, in words."""
     expected = REFERENCE["runs"][name]
-    assert found.keys() == expected.keys()
+    left_out = {"shares"} if name.startswith("deformation_2d") else set()
+    assert found.keys() == expected.keys() - left_out
     problems = []
     for kind, total in (("shares", NUM_SHARES), ("certain", NUM_VALUES)):
         for key, share in found.get(kind, {}).items():
@@ -211,9 +215,9 @@ WRONG = [
     ("low_resolution", intensity, "LOW_RESOLUTION_FACTOR", (0.4, 1.0)),
     ("inverted_gamma", intensity, "GAMMA_EXPONENT", (0.7, 1.7)),
     ("previous_operator", previous, "BALL_SIZE", (1.0, 10.0)),
-    ("previous_operator", previous, "STRUCTURE_PROBABILITY", 0.6),
     ("previous_operator", morphology, "OPERATORS", morphology.OPERATORS[:1] * 4),
     ("previous_removal", previous, "LARGEST_REMOVED", 0.02),
+    ("previous_removal", previous, "STRUCTURE_PROBABILITY", 0.6),
 ]
 
 

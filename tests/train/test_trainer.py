@@ -288,3 +288,72 @@ def test_the_shares_of_time_are_told(tiny, tmp_path):
         parts = [row[f"{name}_seconds"] for name in ("wait", "augment", "forward", "backward")]
         assert all(part > 0 for part in parts[1:])
         assert sum(parts) <= row["seconds"] + 0.01
+
+
+def test_a_skipped_step_leaves_averages_and_running_statistics_alone(tiny):
+    run = tiny(recipe("adamw", ema=0.9))
+    network = run.trainer.network
+    network.register_buffer("running_mean", torch.zeros(2))
+    run.trainer = type(run.trainer)(run.recipe, run.trainer.parts, Length(num_iterations=12))
+    forward = run.trainer.forward
+
+    def counting(images):
+        network.running_mean.add_(images.mean((0, 2, 3, 4)))
+        return forward(images)
+
+    run.trainer.forward = counting
+    run.steps(2)
+    before = {k: v.clone() for k, v in run.trainer.weights().items()}
+    with closing(run.samples()) as source:
+        samples = next(source)
+    run.trainer.step(replace(samples, images=samples.images * float("nan")))
+    for name, tensor in run.trainer.weights().items():
+        assert tensor.equal(before[name]), name
+    assert torch.isfinite(network.running_mean).all()
+    run.trainer.step(samples)
+    assert any(not t.equal(before[name]) for name, t in run.trainer.weights().items())
+
+
+def test_the_mean_loss_is_that_of_the_finite_steps(tiny):
+    run = tiny(recipe(), cases=1)
+    with closing(run.samples()) as source:
+        first, second, third = (next(source) for _ in range(3))
+    losses = [float(run.trainer.step(samples)) for samples in (first, second)]
+    run.trainer.step(replace(third, images=third.images * float("inf")))
+    assert run.trainer.mean_loss() == pytest.approx(np.mean(losses))
+    assert run.trainer.step_in_epoch == 3
+
+
+def test_one_bad_step_in_a_short_last_epoch_does_not_end_the_run(tiny, tmp_path):
+    run = tiny(recipe(), length=Length(num_iterations=5), cases=1)
+    original = run.samples
+
+    def spoiled():
+        for number, samples in enumerate(original()):
+            bad = number == 4
+            yield replace(samples, images=samples.images * float("nan")) if bad else samples
+
+    run.samples = spoiled
+    journal = Journal(tmp_path / "journal.jsonl")
+    run_loop(run, journal)
+    assert [row["skipped_steps"] for row in journal.rows()] == [0, 1]
+
+
+def test_a_run_of_less_than_two_epochs_lowers_its_rate_all_the_same(tiny):
+    run = tiny(recipe("sgd", schedule={"name": "poly", "per": "epoch"}, epochs=1))
+    rates = []
+    for _ in range(4):
+        rates.append(run.trainer.learning_rate)
+        run.steps(1)
+    assert rates == pytest.approx([0.01 * (1 - step / 4) ** 0.9 for step in range(4)])
+
+
+def test_an_extension_does_not_rest_the_encoder_again(tiny):
+    options = {"name": "adamw", "lr": 0.01, "freeze_encoder": 0.5}
+    run = tiny(recipe(optimizer=options), length=Length(num_iterations=2))
+    run.steps(2)
+    run.trainer.begin_stretch()
+    start = {k: v.clone() for k, v in run.trainer.network.state_dict().items()}
+    run.steps(1)
+    state = run.trainer.network.state_dict()
+    assert any(not v.equal(start[k]) for k, v in state.items() if k.startswith("encoder"))
