@@ -111,7 +111,7 @@ def previous_segmentations(run: FoldRun) -> dict[str, Any] | None:
     made: dict[str, list[str]] = run.processes.from_main(lambda: _make(run))
     found = {case: _opened(Path(path), key) for case, (path, key) in made.items()}
     needed = sum(labels.memory_bytes for labels in found.values())
-    if needed <= _CACHE_SHARE * free_memory_bytes():
+    if needed <= _CACHE_SHARE * free_memory_bytes() / run.num_sharing:
         return {case: labels[...] for case, labels in found.items()}
     return dict(found)
 

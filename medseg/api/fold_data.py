@@ -41,7 +41,7 @@ def open_cases(run: FoldRun) -> dict[str, Entry]:
         store,
         index,
         cases,
-        free_bytes=int(_CACHE_SHARE * free_memory_bytes() / run.processes.count),
+        free_bytes=int(_CACHE_SHARE * free_memory_bytes() / run.num_sharing),
     )
 
 

@@ -44,6 +44,8 @@ class FoldParts:
     validation: PatchSampler | None
     """Cuts validation patches; None: there are none."""
     validation_batches: int
+    num_sharing: int
+    """Processes that share this machine's processors."""
 
     def samples(self) -> Generator[Samples]:
         """Yield augmented training batches from the trainer's next iteration on, without end."""
@@ -61,7 +63,7 @@ class FoldParts:
 
     def _batches(self, sampler: PatchSampler, *, first: int) -> Generator[Batch]:
         """Return batches on the host, cut by this process's share of the processors."""
-        threads = loader_threads(self.trainer.parts.processes.count)
+        threads = loader_threads(self.num_sharing)
         return batches(sampler, first=first, num_threads=threads, finish=self.preparer.pinned)
 
 
@@ -114,6 +116,7 @@ def put_together(
         preparer=Preparer(augmenter, labels, device, seed),
         validation=_validation_sampler(run, sampler),
         validation_batches=recipe.validation_iterations,
+        num_sharing=run.num_sharing,
     )
 
 

@@ -41,6 +41,8 @@ class FoldRun:
     """Bundle whose weights the network starts from."""
     trackers: tuple[str, ...] = ()
     """Services that are told of every epoch: tensorboard, wandb, mlflow."""
+    neighbours: int = 1
+    """Trainings on this machine that share its memory, this one included."""
     started: float
     """`time.monotonic()` that the budget counts from."""
     progress: bool
@@ -77,6 +79,11 @@ class FoldRun:
             dummy_2d=is_anisotropic(patch_size),
             left_right=self.plans.left_right,
         )
+
+    @property
+    def num_sharing(self) -> int:
+        """Return the processes that share this machine's memory and processors."""
+        return self.processes.count * self.neighbours
 
     @property
     def batch_size(self) -> int:

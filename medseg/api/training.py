@@ -68,6 +68,7 @@ def train(  # noqa: PLR0913 - one option of the command each
     workspace: str | Path = DEFAULT_WORKSPACE,
     progress: bool = False,
     started: float | None = None,
+    neighbours: int = 1,
 ) -> Run:
     """Train one fold, all folds one after another ("cv"), or one model on every case ("all").
 
@@ -96,6 +97,7 @@ def train(  # noqa: PLR0913 - one option of the command each
         workspace: Folder that holds what medseg makes.
         progress: Show progress bars on standard error.
         started: `time.monotonic()` that the budget counts from; None: now.
+        neighbours: Trainings on this machine that share its memory, this one included.
 
     Raises:
         ConfigError: If an option, the recipe or the fold does not fit.
@@ -130,6 +132,7 @@ def train(  # noqa: PLR0913 - one option of the command each
         validate_every=validate_every,
         init_from=None if init_from is None else Path(init_from),
         trackers=tuple(track or ()),
+        neighbours=neighbours,
         started=started,
         progress=progress,
         processes=current(),
@@ -180,8 +183,10 @@ def folds_of(
     set: Sequence[str] | Mapping[str, Any] | None = None,  # noqa: A002 - the command's name
     name: str | None = None,
     workspace: str | Path = DEFAULT_WORKSPACE,
-) -> tuple[Path, list[str]]:
-    """Return the folder of a run, and the folds of its cross-validation; the options are `train`'s.
+) -> tuple[Path, list[str], str | None]:
+    """Return a run's folder, its folds, and the configuration of the stage before, if it has one.
+
+    The options are `train`'s.
 
     Raises:
         MedsegError: If the options do not fit, as far as that is known without reading cases.
@@ -189,8 +194,9 @@ def folds_of(
     folder, _ = Workspace(Path(workspace)).find(dataset)
     path = folder.run_path(plans, config, run_name(name, recipe))
     resolved = read_recipe(recipe, set)
-    check_run(path, resolved, narrowed_plans(folder.plans(plans), config, resolved), folder.spec())
-    return path, list(_splits(folder, "cv"))
+    narrowed = narrowed_plans(folder.plans(plans), config, resolved)
+    check_run(path, resolved, narrowed, folder.spec())
+    return path, list(_splits(folder, "cv")), narrowed.configurations[config].previous_stage
 
 
 def _check_options(*, validate_only: bool, restart: bool, extend: bool) -> None:

@@ -14,7 +14,9 @@ import typer
 from medseg.cli.options import settings
 from medseg.errors import ConfigError
 
-_ELSEWHERE = ("workspace", "progress", "started")
+_NEIGHBOURS = "MEDSEG_NEIGHBOURS"
+"""Set for trainings side by side: they share the memory of the machine."""
+_ELSEWHERE = ("workspace", "progress", "started", "neighbours")
 """Values that are no options of the command itself."""
 
 
@@ -30,11 +32,29 @@ def joined_processes(device: str) -> Iterator[str]:
 
     processes = from_environment(os.environ)
     if processes is None:
-        yield device
+        yield _free_one(device)
         return
     name = processes.device_name(device)
     with joined(processes, pick_device(name)):
         yield name
+
+
+def neighbours() -> int:
+    """Return how many trainings run side by side with this one on its machine, itself included."""
+    return int(os.environ.get(_NEIGHBOURS, "1"))
+
+
+def _free_one(device: str) -> str:
+    """Return a GPU that is free, where one of several is to be chosen."""
+    import torch
+
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    if torch.cuda.device_count() < 2:
+        return device
+    from medseg.api.side_by_side import free_devices
+
+    return next(iter(free_devices()), device)
 
 
 def train_elsewhere(
@@ -105,13 +125,17 @@ def _folds_side_by_side(
     from medseg.api.training import folds_of
 
     known = ("plans", "recipe", "set", "name", "workspace")
-    dataset, config, _ = places
-    path, folds = folds_of(dataset, config, **{name: options[name] for name in known})
+    dataset, config, fold = places
+    path, folds, before = folds_of(dataset, config, **{name: options[name] for name in known})
+    if before is not None:  # its folds must be there before any fold of this one begins
+        own = {"extend": False, "restart": False, "init_from": None, "validate_every": None}
+        _folds_side_by_side((dataset, before, fold), {**options, **own}, devices)
 
     def command_of(fold: str, device: str) -> list[str]:
         number = fold.removeprefix("fold_")
         return command_line((dataset, config, number), {**options, "device": device})
 
     logs = Path(path) / "logs"
-    run_folds(folds, devices, command_of, logs=logs, environment=os.environ)
+    shared = {**os.environ, _NEIGHBOURS: str(min(len(devices), len(folds)))}
+    run_folds(folds, devices, command_of, logs=logs, environment=shared)
     return "folds"

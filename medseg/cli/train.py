@@ -72,7 +72,7 @@ def train(  # noqa: PLR0913 - one option of the command each
     ] = False,
 ) -> None:
     """Train a fold; the same command again goes on where it stopped."""
-    from medseg.cli.processes import joined_processes, train_elsewhere
+    from medseg.cli.processes import joined_processes, neighbours, train_elsewhere
     from medseg.train.signals import Stopped
 
     options: dict[str, Any] = {
@@ -92,6 +92,7 @@ def train(  # noqa: PLR0913 - one option of the command each
         "restart": restart,
         "workspace": settings.workspace,
         "progress": True,
+        "neighbours": neighbours(),
         "started": _STARTED,
     }
     told = {**options, "seeds": seeds}

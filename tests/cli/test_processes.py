@@ -79,7 +79,7 @@ def started(monkeypatch):
     monkeypatch.setattr(side_by_side, "run_folds", run_folds)
     monkeypatch.setattr(launch, "launch", fake_launch)
     monkeypatch.setattr(
-        training, "folds_of", lambda *_, **__: (Path("run"), ["fold_0", "fold_1", "fold_2"])
+        training, "folds_of", lambda *_, **__: (Path("run"), ["fold_0", "fold_1", "fold_2"], None)
     )
     return found
 
@@ -90,7 +90,11 @@ def test_every_option_reaches_the_process():
     assert words[:3] == [sys.executable, "-m", "medseg"]
     found = parsed(words[3:])
     own = {"set": "changes"}
-    given = {own.get(k, k): v for k, v in OPTIONS.items() if k not in ("progress", "started")}
+    given = {
+        own.get(k, k): v
+        for k, v in OPTIONS.items()
+        if k not in ("progress", "started", "neighbours")
+    }
     expected = {**given, "dataset": PLACES[0], "config": PLACES[1], "fold": "2", "gpus": None}
     assert found == {**expected, "device": "cuda:1", "debug": False, "version": None}
 
@@ -109,6 +113,26 @@ def test_folds_take_no_more_gpus_than_asked_for(free, started):
     free("cuda:0", "cuda:1", "cuda:2")
     assert train_elsewhere(PLACES, OPTIONS, gpus=2, device="auto") == "folds"
     assert started["devices"] == ["cuda:0", "cuda:1"]
+
+
+def test_the_first_stage_of_a_cascade_is_trained_side_by_side_before(free, monkeypatch):
+    """Otherwise every fold would begin by training all of it."""
+    free("cuda:0", "cuda:1")
+    begun = []
+
+    def folds_of(dataset, config, **_):
+        before = "3d_lowres" if config == "3d_cascade_fullres" else None
+        return Path(config), ["fold_0", "fold_1"], before
+
+    def run_folds(folds, devices, command_of, *, logs, environment):
+        found = parsed(command_of("fold_1", "cuda:1")[3:])
+        begun.append((found["config"], found["extend"], environment["MEDSEG_NEIGHBOURS"]))
+
+    monkeypatch.setattr(training, "folds_of", folds_of)
+    monkeypatch.setattr(side_by_side, "run_folds", run_folds)
+    places = (PLACES[0], "3d_cascade_fullres", "cv")
+    train_elsewhere(places, {**OPTIONS, "extend": True}, gpus=None, device="auto")
+    assert begun == [("3d_lowres", False, "2"), ("3d_cascade_fullres", True, "2")]
 
 
 @pytest.mark.parametrize("devices", [(), ("cuda:1",)])
