@@ -355,7 +355,9 @@ def test_started_fold_keeps_its_length_and_seed(workspace, recipe):
     run = medseg.train("4", "3d_fullres", 0, iterations=2, seed=3, **options)
     before = read_json(run.path / "fold_0/run.json")
     assert (before["seed"], before["iterations"]) == (3, 2)
-    assert before["stretches"] == [{"planned_iterations": 2, "budget_seconds": None}]
+    assert before["stretches"] == [
+        {"planned_iterations": 2, "budget_seconds": None, "first_iteration": 0}
+    ]
     shutil.rmtree(run.path / "fold_0/weights")
     for other in ({"seed": 4}, {"iterations": 5}, {"budget": "3s"}):
         with pytest.raises(ConfigError, match="this fold was started otherwise"):
