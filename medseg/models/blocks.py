@@ -66,7 +66,7 @@ def instance_norm(
     if method == "instance" or (method == "auto" and not (on_cpu or channels_last)):
         result = functional.instance_norm(features, weight=weight, bias=bias, eps=EPSILON)
     else:
-        result = functional.group_norm(features, features.shape[1], weight, bias, EPSILON)
+        result = torch.group_norm(features, features.shape[1], weight, bias, EPSILON)
     return result if slope == 1 else functional.leaky_relu(result, slope, inplace=True)
 
 

@@ -163,3 +163,13 @@ def test_block_without_activation_lets_negatives_through() -> None:
     assert activated.shape == (2, 4, 4, 6, 3)
     assert plain.min() < -1
     torch.testing.assert_close(activated, functional.leaky_relu(plain, 0.01))
+
+
+def test_a_single_voxel_is_normalised_alike_in_any_batch():
+    """The bottleneck of a small tile may be one voxel; alone it is as good as in a batch."""
+    features = torch.randn(2, 5, 1, 1, 1)
+    weight, bias = torch.randn(5), torch.randn(5)
+    together = instance_norm(features, weight, bias)
+    alone = torch.cat([instance_norm(one[None], weight, bias) for one in features])
+    torch.testing.assert_close(together, bias.expand(2, 5)[..., None, None, None].clone())
+    torch.testing.assert_close(alone, together)
