@@ -47,7 +47,7 @@ def read_stored(path: str | Path) -> Stored:
 
 
 def read_image(path: str | Path) -> Image:
-    """Read one image.
+    """Read one image: a file, or a folder with the files of one DICOM series.
 
     Returns:
         Array (I, J, K) float32, scaled as the file says; a slice becomes (I, J, 1).
@@ -156,9 +156,9 @@ def _load(path: Path) -> Stored:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise DatasetError(
-                f"{path}: is a folder; expected an image file. Give the file itself."
-            )
+            from medseg.io import dicom
+
+            return dicom.read(path)
         reader = _reader(split_ending(path.name)[1])
         if status.st_size == 0:
             raise DatasetError(f"{path}: the file is empty (0 bytes). Copy or export it again.")
