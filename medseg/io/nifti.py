@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ _MAGIC = (b"n+1\0", b"ni1\0")
 _LARGEST_NIFTI1_AXIS = 32767
 _LARGEST_GZIP_RATIO = 1100
 _GZIP_LEVEL = 3
+_WRITE_BYTES = 2**24
+"""Brought into the order of the file at a time."""
+_STRIP = 16
 _SCANNER = 1
 _FORM_CODES = {0, 1, 2, 3, 4, 5}
 
@@ -271,20 +276,33 @@ def from_nibabel(image: Any) -> Stored:
     return Stored(array=spatial, header=Header(shape=shape, affine=plain(affine), nifti=nifti))
 
 
-def write(path: Path, array: NDArray[Any], header: Header) -> None:
+def write(
+    path: Path,
+    array: NDArray[Any],
+    header: Header,
+    *,
+    slope: float = 1.0,
+    extension: bytes = b"",
+) -> None:
     """Write a NIfTI file or pair; not atomic, `medseg.io.write` sees to that.
+
+    Beside the array it takes no memory but that of a few slices.
 
     Args:
         path: `.nii`, `.nii.gz`, or either file of a `.hdr`/`.img` pair.
-        array: (I, J, K), written in its own type with `scl_slope` 1 and `scl_inter` 0.
+        array: (I, J, K), written in its own type.
         header: Geometry; fields of a NIfTI input are written as they were.
+        slope: What a stored value is multiplied with by who reads it (`scl_slope`).
+        extension: Header extension; a pair, which old programs read as Analyze, goes without.
     """
     pair = path.suffix.lower() in (".hdr", ".img")
-    target = _new_header(array.dtype, header, pair)
-    voxels = np.ascontiguousarray(array.T, dtype=array.dtype.newbyteorder("="))
+    shape = header.shape
+    front = header_bytes(
+        array.dtype, shape, header, slope=slope, extension=b"" if pair else extension, pair=pair
+    )
     data_path = path.with_suffix(".img") if pair else path
     if pair:
-        path.with_suffix(".hdr").write_bytes(target.binaryblock + bytes(4))
+        path.with_suffix(".hdr").write_bytes(front)
     with open(data_path, "wb") as plain_file, ExitStack() as stack:
         file: Any = plain_file
         if path.name.lower().endswith(".gz"):
@@ -294,24 +312,72 @@ def write(path: Path, array: NDArray[Any], header: Header) -> None:
                 )
             )
         if not pair:
-            file.write(target.binaryblock + bytes(4))
-        file.write(voxels.data)
+            file.write(front)
+        for part in _stored_order(array):
+            file.write(part.data)
 
 
-def _new_header(dtype: np.dtype[Any], header: Header, pair: bool) -> Any:
+def _stored_order(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the voxels in the order of the file, a few slices at a time.
+
+    Copied in narrow strips: whole rows of 512 x 512 slices would fall on the same lines of the
+    processor's cache again and again, which takes several times as long.
+    """
+    reverse = array.T
+    native = array.dtype.newbyteorder("=")
+    step = max(1, _WRITE_BYTES // max(1, math.prod(reverse.shape[1:]) * native.itemsize))
+    for start in range(0, len(reverse), step):
+        part = reverse[start : start + step]
+        if not part.flags.c_contiguous or part.dtype != native:
+            slices = np.empty(part.shape, dtype=native)
+            for first in range(0, part.shape[-1], _STRIP):
+                strip = (..., slice(first, first + _STRIP))
+                slices[strip] = part[strip]
+            part = slices
+        yield part
+
+
+def header_bytes(
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    header: Header,
+    *,
+    slope: float = 1.0,
+    extension: bytes = b"",
+    pair: bool = False,
+) -> bytes:
+    """Return what a file has before its voxels.
+
+    Args:
+        dtype: Type of the voxels, which are in this machine's byte order.
+        shape: Shape of the array in the file.
+        header: Geometry of the image it belongs to.
+        slope: What a stored value is multiplied with.
+        extension: Header extension, its length a multiple of 16.
+        pair: Whether the voxels lie in a file of their own.
+    """
+    target = _new_header(dtype, shape, header)
+    target["scl_slope"] = slope
+    target["vox_offset"] = 0 if pair else target.structarr.nbytes + 4 + len(extension)
+    if pair:
+        target["magic"] = bytes(target["magic"].item()).replace(b"n+", b"ni")
+    has_extension = bytes([bool(extension), 0, 0, 0])
+    return bytes(target.binaryblock) + has_extension + extension
+
+
+def _new_header(dtype: np.dtype[Any], shape: tuple[int, ...], header: Header) -> Any:
     nifti = header.nifti
-    large = max(header.shape) > _LARGEST_NIFTI1_AXIS or (nifti is not None and nifti.version == 2)
+    large = max(shape) > _LARGEST_NIFTI1_AXIS or (nifti is not None and nifti.version == 2)
     target = nib.Nifti2Header() if large else nib.Nifti1Header()
     target.set_data_dtype(dtype.newbyteorder("="))
-    target.set_data_shape(header.shape)
+    target.set_data_shape(shape)
     if nifti is not None:
         _restore_geometry(target, nifti)
     else:
         _place(target, np.array(header.affine))
-    target["scl_slope"], target["scl_inter"] = 1, 0
-    target["vox_offset"] = 0 if pair else target.structarr.nbytes + 4
-    if pair:
-        target["magic"] = bytes(target["magic"].item()).replace(b"n+", b"ni")
+    target["scl_inter"] = 0
+    for axis in range(len(header.shape) + 1, len(shape) + 1):
+        target["pixdim"][axis] = target["pixdim"][axis] or 1  # a step of 0 is refused by ITK
     return target
 
 

@@ -321,7 +321,7 @@ class TestWhole:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("medseg.io.write._flush", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DatasetError, match=r"x.nii.gz: not written, the disk is full"):
             write_nifti(path, sample.values() + 1, np.eye(4))
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
