@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,19 +10,22 @@ from pathlib import Path
 from medseg.check.case import CHECK_VERSION, inspect_case
 from medseg.check.dataset import compare_cases, unseen
 from medseg.check.files import content_hash, signature
+from medseg.data.case import Case
 from medseg.data.dataset import scan_dataset
+from medseg.data.facts import border_counts, rounded, voxel_ml
 from medseg.data.store import digest
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import ConfigError, DatasetError
 from medseg.execute.local import map_cases
 from medseg.execute.progress import progress_bar
 from medseg.io.size import stored_bytes
+from medseg.labels import LabelScheme
 from medseg.plan.fingerprint import CaseStatistics, case_fingerprint, pool, samples_per_case
 from medseg.plan.record import Drawn, read_draws, thin, write_draws
 from medseg.schema.base import read, write
 from medseg.schema.check import CaseFacts, CheckReport, Problem
 from medseg.schema.dataset import DatasetSpec
-from medseg.schema.fingerprint import Fingerprint
+from medseg.schema.fingerprint import CaseFingerprint, Fingerprint
 
 _MAX_LISTED = 30
 _NEED_FACTOR = 6
@@ -236,6 +239,8 @@ def _is_good(facts: CaseFacts, drawn: Drawn | None, num_samples: int, exact: boo
         return True
     if drawn is None or drawn.content != digest(facts.content):
         return False
+    if not facts.fingerprint.intensities:  # looked at by a version that did not measure them
+        return False
     return not exact or (drawn.is_exact and drawn.num_samples == num_samples)
 
 
@@ -270,8 +275,39 @@ def _look_at(spec: DatasetSpec, num_samples: int, case_id: str) -> tuple[CaseFac
         is_exact=True,
         content=digest(facts.content),
     )
-    update = {"fingerprint": found.case, "relative_size": found.relative_size}
+    update = {
+        "fingerprint": _with_structures(found.case, spec, case, facts),
+        "relative_size": found.relative_size,
+    }
     return facts.model_copy(update=update), drawn
+
+
+def _with_structures(
+    measured: CaseFingerprint, spec: DatasetSpec, case: Case, facts: CaseFacts
+) -> CaseFingerprint:
+    """Add what was segmented: volumes from the values that were counted, and the border."""
+    if case.segmentation is None:
+        return measured
+    scheme = LabelScheme.from_spec(spec.model_copy(update={"cases": {}}))
+    voxel, annotated = voxel_ml(case.grid.affine), facts.annotated_labels
+    volumes = {
+        name: rounded(voxel * _count(facts, set(values)))
+        for name, values in scheme.structures.items()
+        if annotated is None or name in annotated
+    }
+    values, indices = _union(scheme.structures), _union(scheme.foreground)
+    share = None
+    if annotated is None and (total := _count(facts, values)):
+        share = rounded(sum(border_counts(case.segmentation, indices).values()) / total)
+    return measured.model_copy(update={"volumes_ml": volumes, "border_share": share})
+
+
+def _count(facts: CaseFacts, values: Iterable[int]) -> int:
+    return sum(facts.labels.get(value, 0) for value in values)
+
+
+def _union(structures: Mapping[str, tuple[int, ...]]) -> set[int]:
+    return {value for values in structures.values() for value in values}
 
 
 def _need(spec: DatasetSpec, case: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from medseg.api.cascade import previous_bundle
 from medseg.api.fold_run import FoldRun, fold_names, trained_weights
 from medseg.check.files import content_hash
 from medseg.data.case import case_paths
+from medseg.data.facts import summarise
 from medseg.data.store import digest
-from medseg.errors import BundleError
+from medseg.errors import BundleError, ConfigError
 from medseg.evaluate.cases import evaluate_pairs
 from medseg.evaluate.pairs import Pair
 from medseg.execute.progress import progress_bar
@@ -26,6 +28,9 @@ from medseg.schema.base import FORMAT_VERSION, read, read_json, write, write_jso
 from medseg.schema.bundle import Semantics
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.metrics import Metrics
+from medseg.schema.training_cases import TrainingCases
+
+logger = logging.getLogger(__name__)
 
 _REFERENCES = "references.json"
 """Beside `metrics.json`, written after it: a mark of the segmentations it was made with."""
@@ -57,6 +62,7 @@ def write_run_bundle(run: FoldRun) -> Path:
             weights=weights,
             semantics=bundle_semantics(run),
             recipe=run.recipe_name,
+            training=training_cases(run),
             previous=previous_bundle(run),
         )
     return run.path / "bundle"
@@ -70,6 +76,20 @@ def bundle_semantics(run: FoldRun) -> Semantics:
         mirror_axes=run.mirroring.axes,
         swap_axes=run.mirroring.swap_axes,
     )
+
+
+def training_cases(run: FoldRun) -> TrainingCases | None:
+    """Return what the cases of the run's dataset are like, those for validation too.
+
+    None where the dataset has no fingerprint, or one of an earlier version; a bundle needs none.
+    """
+    if not run.folder.fingerprint_path.is_file():
+        return None
+    try:
+        return summarise(list(run.folder.fingerprint().cases.values()))
+    except ConfigError as error:
+        logger.warning("the bundle gets no record of the training cases: %s", error)
+        return None
 
 
 def validate_fold(run: FoldRun, bundle: Path, *, again: bool) -> Metrics:

@@ -10,7 +10,7 @@ from medseg.api.cascade import previous_bundle
 from medseg.api.fold_run import FoldRun
 from medseg.api.run_folder import FoldRecord
 from medseg.api.saver import Saver
-from medseg.api.validation import bundle_semantics, predict_validation
+from medseg.api.validation import bundle_semantics, predict_validation, training_cases
 from medseg.evaluate.cases import evaluate_pairs
 from medseg.infer.bundle import write_bundle
 from medseg.infer.model import load
@@ -54,6 +54,7 @@ def _judge(run: FoldRun, trainer: Trainer, saver: Saver) -> FullDice:
             configuration=run.config,
             weights={run.fold: {"final": trainer.weights()}},
             semantics=bundle_semantics(run),
+            training=training_cases(run),
             previous=previous_bundle(run),
         )
         model = load(bundle.folder, device=run.device, trust_code=True)

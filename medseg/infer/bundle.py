@@ -5,6 +5,8 @@ BUNDLE/
   bundle.json                        BundleManifest, with the sha256 of every other file
   dataset.json                       DatasetSpec without cases
   plans.json                         Plans with exactly one configuration
+  training_cases.json                TrainingCases; optional
+  postprocessing.json                Postprocessing; optional
   weights/fold_0.safetensors         checkpoint "final"; folds are fold_0 ... or all
   weights/fold_0.best.safetensors    any other checkpoint: its name before the ending
   members/previous/                  the whole bundle of the stage before, in a cascade
@@ -32,8 +34,12 @@ from medseg.schema.base import FORMAT_VERSION, Schema, read, write
 from medseg.schema.bundle import BundleManifest, Semantics
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.plans import Configuration, Plans
+from medseg.schema.postprocessing import Postprocessing
+from medseg.schema.training_cases import TrainingCases
 
 MANIFEST = "bundle.json"
+TRAINING = "training_cases.json"
+POSTPROCESSING = "postprocessing.json"
 PREVIOUS = "members/previous"
 """Where a cascade holds the bundle of the stage before."""
 Tensors = Mapping[str, torch.Tensor]
@@ -50,6 +56,10 @@ class Bundle:
     """Channels and labels."""
     plans: Plans
     """Holds one configuration."""
+    training: TrainingCases | None = None
+    """What the training cases were like; None in bundles that do not say."""
+    postprocessing: Postprocessing | None = None
+    """What is done to a segmentation after the network; None where nothing is."""
     previous: Bundle | None = None
     """The stage before, in a cascade."""
 
@@ -119,6 +129,8 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
     weights: Mapping[str, Mapping[str, Tensors | Path]],
     semantics: Semantics,
     recipe: str = "",
+    training: TrainingCases | None = None,
+    postprocessing: Postprocessing | None = None,
     previous: Path | None = None,
 ) -> Bundle:
     """Write a bundle; an existing one at this place is replaced whole.
@@ -132,6 +144,8 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
             or a safetensors file, which is copied.
         semantics: How a prediction is put together.
         recipe: Name of the recipe the weights were trained with.
+        training: What the training cases were like, for the quality control of predictions.
+        postprocessing: What is done to a segmentation after the network.
         previous: Bundle of the stage before, for the second stage of a cascade; it is copied whole.
 
     Raises:
@@ -151,6 +165,10 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
             spec.model_copy(update={"cases": {}, "source": "", "description": ""}),
         )
         write(part / "plans.json", plans.model_copy(update={"configurations": chosen}))
+        if training is not None:
+            write(part / TRAINING, training)
+        if postprocessing is not None:
+            write(part / POSTPROCESSING, postprocessing)
         _write_weights(part, weights)
         if previous is not None:
             _copy_bundle(read_bundle(previous), part / PREVIOUS)
@@ -202,6 +220,8 @@ def _open(folder: Path, manifest: BundleManifest) -> Bundle:
         manifest=manifest,
         spec=_read(DatasetSpec, folder / "dataset.json"),
         plans=_read(Plans, folder / "plans.json"),
+        training=_read_listed(TrainingCases, folder / TRAINING, manifest),
+        postprocessing=_read_listed(Postprocessing, folder / POSTPROCESSING, manifest),
         previous=read_bundle(folder / PREVIOUS) if manifest.kind == "cascade" else None,
     )
 
@@ -326,6 +346,11 @@ def _read(schema: type[S], path: Path) -> S:
         return read(schema, path)
     except ConfigError as error:
         raise BundleError(f"{error}") from None
+
+
+def _read_listed(schema: type[S], path: Path, manifest: BundleManifest) -> S | None:
+    """Read a file that not every bundle has; one that is not listed is not the bundle's."""
+    return _read(schema, path) if path.name in manifest.sha256 else None
 
 
 def _verify(folder: Path, manifest: BundleManifest) -> None:

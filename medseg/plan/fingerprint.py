@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.crop import crop, nonzero_box
+from medseg.data.facts import intensities
 from medseg.errors import DatasetError
 from medseg.geometry import Grid, orient, reorient
 from medseg.plan.frame import PLANNER_AXES
@@ -48,7 +49,7 @@ class CaseStatistics:
     """What one case contributes to the fingerprint."""
 
     case: CaseFingerprint
-    """Shape and spacing on canonical axes."""
+    """Shape, spacing and intensities; what was segmented is not in it."""
     relative_size: float
     """Voxels of the non-zero box per voxel of the image."""
     samples: tuple[Samples, ...]
@@ -104,6 +105,7 @@ def case_fingerprint(
             shape=_canonical(grid.shape),
             shape_cropped=_canonical(lengths),
             spacing=_canonical([float(f"{v:.{SPACING_DIGITS}g}") for v in grid.spacing]),
+            intensities=intensities(channels, affine),
         ),
         relative_size=math.prod(lengths) / math.prod(grid.shape),
         samples=samples,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from medseg.schema.base import FORMAT_VERSION, Schema
 
 
@@ -24,6 +26,20 @@ class IntensityStatistics(Schema):
     """99.5th percentile."""
 
 
+class ChannelIntensities(Schema):
+    """Intensities of one channel of one case where it is not zero, as read.
+
+    Of voxels on a regular lattice, at most 32 along each axis.
+    """
+
+    percentile_00_5: float
+    """0.5th percentile."""
+    median: float
+    """Median."""
+    percentile_99_5: float
+    """99.5th percentile."""
+
+
 class CaseFingerprint(Schema):
     """One case, on canonical axes (I, J, K)."""
 
@@ -33,6 +49,14 @@ class CaseFingerprint(Schema):
     """Shape of the non-zero box, in voxels."""
     spacing: tuple[float, float, float]
     """Voxel size in mm."""
+    intensities: tuple[ChannelIntensities, ...] = ()
+    """Intensities, one entry per channel; empty in files of earlier versions."""
+    volumes_ml: dict[str, float] = Field(default_factory=dict)
+    """Structure -> volume, of those that were annotated in the case; empty in files of earlier
+    versions."""
+    border_share: float | None = None
+    """Share of the foreground that lies in the outermost voxels of the image, 0 to 1; None without
+    foreground, or where not all labels were annotated."""
 
 
 class Fingerprint(Schema):
@@ -41,7 +65,7 @@ class Fingerprint(Schema):
     format_version: int = FORMAT_VERSION
     """Version of this file's format."""
     cases: dict[str, CaseFingerprint]
-    """Case id -> shape and spacing."""
+    """Case id -> shape and spacing; the rest is for the quality control of predictions."""
     channels: tuple[IntensityStatistics, ...]
     """Foreground intensity statistics, one entry per channel."""
     median_relative_size_after_cropping: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -12,6 +13,24 @@ from medseg.errors import BundleError, PlanError
 from medseg.infer.bundle import check_supported, find_bundle, read_bundle, write_bundle
 from medseg.models.weights import load_weights
 from medseg.schema.bundle import Semantics
+from medseg.schema.postprocessing import Postprocessing, RemoveSmall
+from medseg.schema.training_cases import ChannelSpread, Spread, StructureSpread, TrainingCases
+
+WEIGHTS = "weights/fold_0.safetensors"
+SPREAD = Spread(min=0.5, percentile_05=0.75, median=1, percentile_95=2, max=3)
+
+
+def again(make, bundle, tmp_path, **parts):
+    """Write a bundle with the same weights and further parts."""
+    return write_bundle(
+        tmp_path / "again",
+        spec=make.spec(),
+        plans=make.plans(),
+        configuration="tiny",
+        weights={"fold_0": {"final": bundle.weights("fold_0")}},
+        semantics=Semantics(),
+        **parts,
+    )
 
 
 def change(path, **values):
@@ -50,6 +69,63 @@ def test_files_have_the_documented_names(bundle):
         "weights/fold_1.best.safetensors",
     }
     assert set(bundle.manifest.sha256) == files - {"bundle.json"}
+
+
+TRAINING = TrainingCases(
+    num_cases=3,
+    spacing=(SPREAD, SPREAD, SPREAD),
+    channels=(ChannelSpread(percentile_00_5=SPREAD, median=SPREAD, percentile_99_5=SPREAD),),
+    structures={"left": StructureSpread(num_annotated=3, num_present=0)},
+)
+STEPS = Postprocessing(reason="measured", steps=(RemoveSmall(structures=("left",), min_ml=0.5),))
+
+
+@pytest.mark.parametrize(
+    ("parts", "files"),
+    [
+        ({"training": TRAINING}, {"training_cases.json"}),
+        ({"postprocessing": STEPS}, {"postprocessing.json"}),
+        (
+            {"training": TRAINING, "postprocessing": STEPS},
+            {"training_cases.json", "postprocessing.json"},
+        ),
+    ],
+    ids=["training cases", "postprocessing", "both"],
+)
+def test_optional_files_come_back_and_are_verified(make, bundle, tmp_path, parts, files):
+    found = read_bundle(again(make, bundle, tmp_path, **parts).folder)
+    assert (found.training, found.postprocessing) == (
+        parts.get("training"), parts.get("postprocessing"),
+    )  # fmt: skip
+    assert set(found.manifest.sha256) == {*files, "dataset.json", "plans.json", WEIGHTS}
+    for name in files:
+        content = (found.folder / name).read_text()
+        change(found.folder / name, format_version=0)
+        with pytest.raises(BundleError, match=f"{name}: sha256 is "):
+            read_bundle(found.folder)
+        (found.folder / name).write_text(content)
+    for name in files:
+        (found.folder / name).unlink()
+        with pytest.raises(BundleError, match=f"{name}: missing"):
+            read_bundle(found.folder)
+
+
+def test_bundles_without_the_optional_files_have_none_of_them(bundle):
+    """Also where a file of that name lies beside a bundle's own."""
+    assert (bundle.training, bundle.postprocessing) == (None, None)
+    for name in ("training_cases.json", "postprocessing.json"):
+        (bundle.folder / name).write_text("{}")
+    assert read_bundle(bundle.folder) == bundle
+
+
+def test_an_optional_file_that_makes_no_sense_is_named(make, bundle, tmp_path):
+    found = again(make, bundle, tmp_path, training=TRAINING)
+    path = found.folder / "training_cases.json"
+    change(path, num_cases=-1)
+    sums = {**found.manifest.sha256, path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    change(found.folder / "bundle.json", sha256=sums)
+    with pytest.raises(BundleError, match=r"training_cases\.json:\n  num_cases: got -1"):
+        read_bundle(found.folder)
 
 
 def test_weight_files_are_copied(make, bundle, tmp_path):

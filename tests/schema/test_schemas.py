@@ -13,7 +13,12 @@ from medseg.errors import ConfigError, PlanError
 from medseg.schema.base import Schema, read, validate, write, write_json
 from medseg.schema.bundle import BundleManifest, Semantics
 from medseg.schema.dataset import CaseFiles, DatasetSpec
-from medseg.schema.fingerprint import CaseFingerprint, Fingerprint, IntensityStatistics
+from medseg.schema.fingerprint import (
+    CaseFingerprint,
+    ChannelIntensities,
+    Fingerprint,
+    IntensityStatistics,
+)
 from medseg.schema.metrics import (
     MEASURES,
     CaseMetrics,
@@ -25,6 +30,7 @@ from medseg.schema.metrics import (
 )
 from medseg.schema.plans import Architecture, Configuration, Plans, read_plans, write_plans
 from medseg.schema.recipe import Recipe
+from medseg.schema.training_cases import ChannelSpread, Spread, StructureSpread, TrainingCases
 
 STATISTICS = IntensityStatistics(
     mean=0.1 + 0.2, std=1e-9, median=2.0, min=-3e38, max=5, percentile_00_5=-1, percentile_99_5=4
@@ -71,6 +77,8 @@ STRUCTURE = StructureMetrics(
     volume_reference_ml=0.009,
 )
 STATISTIC = Statistic(n=1, mean=0.9, std=None, min=0.9, max=0.9)
+INTENSITIES = ChannelIntensities(percentile_00_5=-90.5, median=35.0, percentile_99_5=160.0)
+SPREAD = Spread(min=-0.5, percentile_05=0.25, median=1.0, percentile_95=2.0, max=3.5)
 VALUES = [
     DatasetSpec(
         name="Dataset001_X",
@@ -84,9 +92,26 @@ VALUES = [
         },
     ),
     Fingerprint(
-        cases={"a": CaseFingerprint(shape=(9, 8, 7), shape_cropped=(5, 8, 7), spacing=(0.3, 1, 2))},
+        cases={
+            "a": CaseFingerprint(shape=(9, 8, 7), shape_cropped=(5, 8, 7), spacing=(0.3, 1, 2)),
+            "b": CaseFingerprint(
+                shape=(9, 8, 7),
+                shape_cropped=(5, 8, 7),
+                spacing=(0.3, 1, 2),
+                intensities=(INTENSITIES, INTENSITIES),
+                volumes_ml={"whole": 1.5, "core": 0.0},
+                border_share=0.25,
+            ),
+        },
         channels=(STATISTICS, STATISTICS),
         median_relative_size_after_cropping=0.7,
+    ),
+    TrainingCases(
+        num_cases=2,
+        spacing=(SPREAD, SPREAD, SPREAD),
+        channels=(ChannelSpread(percentile_00_5=SPREAD, median=SPREAD, percentile_99_5=SPREAD),),
+        structures={"core": StructureSpread(num_annotated=2, num_present=1, volume_ml=SPREAD)},
+        border_share=SPREAD,
     ),
     PLANS,
     Recipe(epochs=7, network={"base_features": 8}, augmentation={"mirror_axes": [0, 2]}),
