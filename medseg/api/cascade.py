@@ -184,7 +184,7 @@ def _predict(
     """
     entry, target = store.open(first), store.open(second)
     image = torch.from_numpy(np.asarray(entry.image[...], dtype=np.float32))
-    logits = model.network_logits(image, _OPTIONS, name=case)
+    logits = model.network_logits(image, entry.record, _OPTIONS, name=case)
     return indices_for_next_stage(logits, entry.record, target.record, model.labels)
 
 

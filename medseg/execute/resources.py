@@ -7,6 +7,8 @@ from pathlib import Path
 
 _UNKNOWN_BYTES = 4_000_000_000
 """What is assumed where the system does not tell."""
+_USUAL_BYTES = 500_000_000
+"""What a process with torch holds, where the system does not tell."""
 _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Files of a cgroup, versions 2 and 1: what it may take, what it has taken."""
@@ -32,6 +34,14 @@ def free_memory_bytes() -> int:
     limits = [_available(Path("/proc/meminfo")), *map(_left_in_group, _groups("memory"))]
     known = [limit for limit in limits if limit is not None]
     return max(0, min(known)) if known else _UNKNOWN_BYTES
+
+
+def resident_bytes() -> int:
+    """Return the memory this process holds now; a usual amount where the system does not tell."""
+    rows = dict(line.split(":", 1) for line in _read(Path("/proc/self/status")).splitlines()
+                if ":" in line)  # fmt: skip
+    amount = rows.get("VmRSS", "").split()
+    return int(amount[0]) * 1024 if amount and amount[0].isdigit() else _USUAL_BYTES
 
 
 def _available(path: Path) -> int | None:

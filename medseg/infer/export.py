@@ -1,5 +1,8 @@
 """From logits in the network frame to results on the image's own grid, slab by slab.
 
+Several models advance together along one axis of the image; nothing of full size is held but the
+label map, whatever the number of classes.
+
 Shape letters: L logit channels, n0 n1 n2 network axes, I J K axes of the image as stored.
 """
 
@@ -7,28 +10,109 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from medseg.geometry import SpatialRecord
+from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps, entropy, put_slab, within
+from medseg.infer.segment import decide, indices_of, segment_slab
 from medseg.labels import LabelScheme
-from medseg.resample import resize_slab, separate_axis
+from medseg.resample import Slab, rows_needed, separate_axis
 from medseg.values import value_counts
 
 SLAB_ELEMENTS = 2**24
 """Largest number of logits resampled at once: what export needs beyond its input and output."""
 
 
+class Source(Protocol):
+    """Logits of one image, handed out as rows along one axis, front to back."""
+
+    axis: int
+    shape: tuple[int, ...]
+    """(n0, n1, n2)."""
+    num_channels: int
+    """L, or one more where the disagreement of the networks follows the logits."""
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return (L, n0, n1, n2) but for `stop - start` rows along the axis, float32."""
+
+    def release(self, stop: int) -> None:
+        """Forget rows before one."""
+
+
+class Held:
+    """Logits that are in memory."""
+
+    def __init__(self, logits: torch.Tensor, axis: int = 0) -> None:
+        """Take over logits (L, n0, n1, n2)."""
+        self.axis, self._logits = axis, logits
+        self.shape, self.num_channels = tuple(logits.shape[1:]), len(logits)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return some rows, which share memory with the logits."""
+        return self._logits.narrow(self.axis + 1, start, stop - start)
+
+    def release(self, stop: int) -> None:
+        """Keep everything."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Part:
+    """What one model says of an image."""
+
+    source: Source
+    record: SpatialRecord
+    """The way back to the image's grid."""
+    weight: float = 1.0
+    """Share in the mean, with those of all parts 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Reduced:
+    """What logits became."""
+
+    segmentation: NDArray[np.integer[Any]]
+    """(I, J, K) with the values of the dataset's files."""
+    disagreement: float | None
+    """Mean share of dissenting networks over the foreground; None where there is one network."""
+
+
+def reduce_parts(parts: Sequence[Part], labels: LabelScheme, maps: Maps = NO_MAPS) -> Reduced:
+    """Bring the logits of one or several models to the image's own grid.
+
+    Logits are resampled linearly. One model's decide each voxel as they are; the probabilities of
+    several are averaged. Voxels outside the crop are background.
+
+    Args:
+        parts: At least one; all see the same image and cut it along the same of its axes.
+        labels: What the L channels mean, in every part.
+        maps: What takes probabilities and the like.
+
+    Raises:
+        ValueError: If the parts do not fit together.
+    """
+    lead, axis = _checked(parts), parts[0].source.axis
+    segmentation: NDArray[np.integer[Any]]
+    segmentation = np.full(lead.shape_image, labels.background, dtype=labels.value_dtype)
+    view = lead.to_network_axes(segmentation)
+    tally = _Tally()
+    for rows in _output_rows(parts, labels, everywhere=bool(maps.kinds)):
+        found = _slab(parts, rows, labels, maps.kinds)
+        if found is not None:
+            view[within(lead, axis, rows)] = labels.to_values(found.indices)
+            tally.add(found)
+        put_slab(maps, _made(found, labels, maps.kinds), rows, axis, lead, labels)
+    return Reduced(segmentation=segmentation, disagreement=tally.mean)
+
+
 def segmentation_from_logits(
     logits: torch.Tensor, record: SpatialRecord, labels: LabelScheme
 ) -> NDArray[np.integer[Any]]:
     """Return the label map on the image's own grid, with the values of the dataset's files.
-
-    Logits are resampled linearly to the cropped image, slab by slab, so memory does not grow with
-    classes times image size; each voxel takes its label, voxels outside the crop are background.
 
     Args:
         logits: (L, *record.shape_network), float32.
@@ -38,12 +122,7 @@ def segmentation_from_logits(
     Returns:
         (I, J, K) array of the smallest type that holds the dataset's values.
     """
-    segmentation: NDArray[np.integer[Any]]
-    segmentation = np.full(record.shape_image, labels.background, dtype=labels.value_dtype)
-    box = record.to_network_axes(segmentation)[_box(record)]
-    for rows, slab in _cropped_slabs(logits, record):
-        box[rows] = labels.to_values(labels.segment(slab))
-    return segmentation
+    return reduce_parts([Part(source=Held(logits), record=record)], labels).segmentation
 
 
 def probabilities_from_logits(
@@ -61,17 +140,16 @@ def probabilities_from_logits(
     Returns:
         (L, I, J, K) float32 array.
     """
-    probabilities = np.zeros((labels.num_logits, *record.shape_image), dtype=np.float32)
-    if not labels.has_regions:
-        probabilities[0] = 1
-    box = record.to_network_axes(probabilities)[(slice(None), *_box(record))]
-    for rows, slab in _cropped_slabs(logits, record):
-        box[:, rows] = labels.activate(slab).numpy()
-    return probabilities
+    maps = ArrayMaps(frozenset({"probabilities"}), record.shape_image, labels.num_logits)
+    reduce_parts([Part(source=Held(logits), record=record)], labels, maps)
+    return maps.arrays["probabilities"]
 
 
 def indices_for_next_stage(
-    logits: torch.Tensor, record: SpatialRecord, target: SpatialRecord, labels: LabelScheme
+    logits: torch.Tensor | Source,
+    record: SpatialRecord,
+    target: SpatialRecord,
+    labels: LabelScheme,
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Return what the first stage of a cascade found, on the grid of the second stage's network.
 
@@ -99,10 +177,13 @@ def indices_for_next_stage(
                 f"{name} is {getattr(record, name)} in the first stage and "
                 f"{getattr(target, name)} in the second; expected one image, cropped alike"
             )
+    part = Part(source=Held(logits) if isinstance(logits, torch.Tensor) else logits, record=record)
+    shape, axis = tuple(target.shape_network), part.source.axis
     found: NDArray[np.unsignedinteger[Any]]
-    found = np.empty(target.shape_network, dtype=labels.index_dtype)
-    for rows, slab in _slabs(logits, record, target.shape_network, target.spacing_network):
-        found[rows] = labels.segment(slab)
+    found = np.empty(shape, dtype=labels.index_dtype)
+    for rows in _cut(shape, axis, 0, shape[axis], _thickness([part], shape, axis, labels)):
+        slab = _resampled(part, rows, shape, target.spacing_network, labels)
+        found[(*(slice(None),) * axis, rows)] = segment_slab(slab.first(labels.num_logits), labels)
     return found
 
 
@@ -127,36 +208,205 @@ def volumes_ml(
     }
 
 
-def _box(record: SpatialRecord) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in record.box)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Found:
+    """A slab of the lead's box, in its network order."""
+
+    indices: NDArray[np.unsignedinteger[Any]]
+    probabilities: torch.Tensor | None
+    """(L, *slab)."""
+    disagreement: torch.Tensor | None
+    """(*slab)."""
 
 
-def _cropped_slabs(
-    logits: torch.Tensor, record: SpatialRecord
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield (rows along network axis 0, logits (L, rows, n1, n2)) of the cropped image."""
-    return _slabs(logits, record, record.shape_cropped, record.spacing_cropped)
+def _made(
+    found: _Found | None, labels: LabelScheme, kinds: frozenset[str]
+) -> dict[str, torch.Tensor | None]:
+    """Return the maps of a slab."""
+    if found is None:
+        return {}
+    made = {"probabilities": found.probabilities, "disagreement": found.disagreement}
+    if "entropy" in kinds and found.probabilities is not None:
+        made["entropy"] = entropy(found.probabilities, labels)
+    return made
 
 
-def _slabs(
-    logits: torch.Tensor, record: SpatialRecord, shape: Sequence[int], spacing: Sequence[float]
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield (rows along network axis 0, logits (L, rows, n1, n2)) on another grid of the box.
+class _Tally:
+    """The mean disagreement over the foreground."""
+
+    def __init__(self) -> None:
+        self._sum, self._count, self._is_measured = 0.0, 0, False
+
+    def add(self, found: _Found) -> None:
+        """Count the foreground of a slab."""
+        if found.disagreement is None:
+            return
+        self._is_measured = True
+        inside = found.indices != 0
+        self._sum += float(found.disagreement.cpu().numpy()[inside].sum(dtype=np.float64))
+        self._count += int(np.count_nonzero(inside))
+
+    @property
+    def mean(self) -> float | None:
+        """Return it; None where it was not measured."""
+        return self._sum / max(1, self._count) if self._is_measured else None
+
+
+def _checked(parts: Sequence[Part]) -> SpatialRecord:
+    """Return the first part's record, having checked that all are of one image, cut alike."""
+    lead = parts[0]
+    for part in parts:
+        if tuple(part.source.shape) != tuple(part.record.shape_network):
+            raise ValueError(
+                f"logits have the shape {tuple(part.source.shape)}, the record says "
+                f"{tuple(part.record.shape_network)}"
+            )
+        if _place(part) != _place(lead):
+            raise ValueError(
+                f"parts see an image as {_place(lead)} and {_place(part)}; expected one image, "
+                "cropped alike and cut along the same of its axes"
+            )
+    return lead.record
+
+
+def _place(part: Part) -> tuple[Any, ...]:
+    """Return what all parts share: image, axis that is cut, directions and box of image axes."""
+    record, order = part.record, sorted(range(3), key=lambda d: part.record.axes[d])
+    return (
+        record.shape_image,
+        record.axes[part.source.axis],
+        tuple(record.flips[d] for d in order),
+        tuple(tuple(record.box[d]) for d in order),
+    )
+
+
+def _output_rows(
+    parts: Sequence[Part], labels: LabelScheme, *, everywhere: bool
+) -> Iterator[slice]:
+    """Yield rows of the lead's whole axis, in slabs; those outside the box only where wanted."""
+    lead, axis = parts[0].record, parts[0].source.axis
+    low, high = lead.box[axis]
+    thickness = _thickness(parts, lead.shape_oriented, axis, labels)
+    ranges = [(0, low), (low, high), (high, lead.shape_oriented[axis])]
+    for start, stop in ranges if everywhere else ranges[1:2]:
+        yield from _cut(lead.shape_oriented, axis, start, stop, thickness)
+
+
+def _cut(shape: Sequence[int], axis: int, start: int, stop: int, thickness: int) -> Iterator[slice]:
+    for first in range(start, stop, thickness):
+        yield slice(first, min(first + thickness, stop))
+
+
+def _thickness(parts: Sequence[Part], shape: Sequence[int], axis: int, labels: LabelScheme) -> int:
+    """Return how many rows of an output shape are made at once."""
+    return slab_rows(shape, axis, labels.num_logits, [part.source.shape for part in parts],
+                     [part.source.axis for part in parts])  # fmt: skip
+
+
+def slab_rows(
+    shape: Sequence[int],
+    axis: int,
+    num_logits: int,
+    shapes_network: Sequence[Sequence[int]],
+    axes_network: Sequence[int],
+) -> int:
+    """Return how many rows of an image are exported at once.
+
+    Args:
+        shape: Of the image, or of whatever the logits are resampled to.
+        axis: The axis that is cut.
+        num_logits: L.
+        shapes_network: Shape of the logits of each part.
+        axes_network: The same axis in each part.
+    """
+    largest = num_logits * math.prod(shape) / shape[axis]
+    for lengths, own in zip(shapes_network, axes_network, strict=True):
+        across = math.prod(lengths) / lengths[own]
+        largest = max(largest, num_logits * across * lengths[own] / shape[axis])
+    return max(1, int(SLAB_ELEMENTS // largest))
+
+
+def _slab(
+    parts: Sequence[Part], rows: slice, labels: LabelScheme, kinds: frozenset[str]
+) -> _Found | None:
+    """Return a slab of the lead's box; None outside of it."""
+    low, high = parts[0].record.box[parts[0].source.axis]
+    if rows.stop <= low or rows.start >= high:
+        return None
+    rows = slice(rows.start - low, rows.stop - low)
+    slabs = [
+        _resampled(part, rows, part.record.shape_cropped, part.record.spacing_cropped, labels)
+        for part in parts
+    ]
+    if len(parts) == 1:
+        return _alone(parts[0], slabs[0], labels, kinds)
+    return _together(parts, slabs, labels)
+
+
+def _alone(part: Part, slab: Slab, labels: LabelScheme, kinds: frozenset[str]) -> _Found:
+    """Return what one model says; probabilities are made only where they are asked for."""
+    own = slab.first(labels.num_logits)
+    disagreement = _dissent(part, slab, labels)
+    if not kinds & {"probabilities", "entropy"}:
+        return _Found(indices=segment_slab(own, labels), probabilities=None,
+                      disagreement=disagreement)  # fmt: skip
+    logits = torch.stack(list(own.channels()))
+    return _Found(
+        indices=indices_of(decide(logits, labels), labels),
+        probabilities=labels.activate(logits),
+        disagreement=disagreement,
+    )
+
+
+def _together(parts: Sequence[Part], slabs: Sequence[Slab], labels: LabelScheme) -> _Found:
+    """Return what several models say on average, all in the lead's order of axes."""
+    total: torch.Tensor | None = None
+    opinions = []
+    for part, slab in zip(parts, slabs, strict=True):
+        order = [part.record.axes.index(axis) for axis in parts[0].record.axes]
+        logits = torch.stack(list(slab.first(labels.num_logits).channels()))
+        probabilities = labels.activate(logits).permute(0, *(d + 1 for d in order)).cpu()
+        dissent = _dissent(part, slab, labels)
+        own = decide(probabilities - 0.5, labels)
+        opinions.append((own, None if dissent is None else dissent.permute(order).cpu()))
+        weighted = probabilities.mul_(part.weight)
+        total = weighted if total is None else total.add_(weighted)
+    if total is None:
+        raise ValueError("at least one part is needed, got none")
+    codes = decide(total - 0.5, labels)
+    dissent = torch.zeros(codes.shape)
+    for part, (own, inner) in zip(parts, opinions, strict=True):
+        inner = torch.zeros(codes.shape) if inner is None else inner
+        dissent += part.weight * torch.where(own == codes, inner, 1.0)
+    return _Found(indices=indices_of(codes, labels), probabilities=total, disagreement=dissent)
+
+
+def _dissent(part: Part, slab: Slab, labels: LabelScheme) -> torch.Tensor | None:
+    """Return (*slab) the share of a part's networks that decide otherwise than their mean."""
+    if part.source.num_channels == labels.num_logits:
+        return None
+    return next(slab.only(labels.num_logits).channels()).clamp(0, 1)
+
+
+def _resampled(
+    part: Part, rows: slice, shape: Sequence[int], spacing: Sequence[float], labels: LabelScheme
+) -> Slab:
+    """Return the slab of some rows of the box, on a grid of another shape.
 
     The separate axis is decided from the network's spacing and the one asked for: a 2D
     configuration keeps the length of its slice axis, so slices never mix.
     """
-    shape = tuple(shape)
-    if tuple(logits.shape[1:]) != tuple(record.shape_network):
-        raise ValueError(
-            f"logits have the shape {tuple(logits.shape[1:])}, the record says "
-            f"{tuple(record.shape_network)}"
-        )
+    source, record = part.source, part.record
     separate = separate_axis(record.spacing_network, spacing)
-    thickness = max(1, SLAB_ELEMENTS // (logits.shape[0] * math.prod(shape[1:])))
-    for start in range(0, shape[0], thickness):
-        stop = min(start + thickness, shape[0])
-        if shape == tuple(record.shape_network):
-            yield slice(start, stop), logits[:, start:stop]
-        else:
-            yield slice(start, stop), resize_slab(logits, shape, 0, start, stop, separate=separate)
+    before, after = source.shape[source.axis], shape[source.axis]
+    held = rows_needed(before, after, rows, linear=separate != source.axis)
+    source.release(held.start)
+    return Slab(
+        logits=source.rows(held.start, held.stop),
+        shape_in=tuple(source.shape),
+        shape=tuple(shape),
+        axis=source.axis,
+        held=held,
+        rows=rows,
+        separate=separate,
+    )

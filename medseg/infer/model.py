@@ -1,137 +1,90 @@
-"""`load` a bundle, `Model.predict` a case: from an image to labels on the image's own grid."""
+"""Load models once, then predict: one case or many, from files or from memory."""
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from medseg.errors import BundleError, ConfigError, DatasetError, MedsegError, case_context
-from medseg.geometry import Grid, SpatialRecord
-from medseg.infer.bundle import Bundle, check_supported, find_bundle, read_bundle
-from medseg.infer.export import (
-    indices_for_next_stage,
-    probabilities_from_logits,
-    segmentation_from_logits,
-    volumes_ml,
-)
-from medseg.infer.predictor import mirror_subsets, predict_logits
-from medseg.infer.result import CaseError, Options, Result, Tta
-from medseg.infer.source import Case, Source, case_name, read_case
-from medseg.infer.tiles import num_tiles
-from medseg.io.image import Header
-from medseg.labels import LabelScheme
-from medseg.models.build import build_network
-from medseg.models.precision import autocast_dtype, pick_device
-from medseg.models.weights import load_into, load_weights
-from medseg.preprocess.pipeline import preprocess_case
+from medseg.errors import ConfigError, DatasetError, MedsegError, case_context
+from medseg.geometry import SpatialRecord
+from medseg.infer import pipeline
+from medseg.infer.bundle import check_supported, find_bundle, read_bundle
+from medseg.infer.engine import Engine, Work
+from medseg.infer.export import volumes_ml
+from medseg.infer.jobs import Computed, Job, Prepared
+from medseg.infer.maps import ArrayMaps, Maps
+from medseg.infer.member import Loading, Member, load_member, same_kind
+from medseg.infer.memory import Limits, read_size
+from medseg.infer.postprocess import apply as apply_postprocessing
+from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
+from medseg.infer.result import MAPS, CaseError, Options, Result, Tta
+from medseg.infer.source import Case, Source, case_name, read_case, read_label_map
+from medseg.models.precision import pick_device
 
 logger = logging.getLogger(__name__)
 
-CPU_FLIP_VOXELS = 2**26
-"""On the CPU `tta="auto"` mirrors while folds x mirrorings x tiles x voxels stay below this."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Ready:
-    """A case that only waits for the network."""
-
-    name: str
-    image: torch.Tensor
-    grid: Grid
-    header: Header
-    record: SpatialRecord
-    flags: tuple[str, ...]
-    before: _Ready | None
-    """The same for the stage before, in a cascade."""
-
-
-def load(
-    path: str | Path,
+def load(  # noqa: PLR0913 - all but the path by keyword
+    path: str | Path | Sequence[str | Path],
     *,
     device: str = "auto",
     mode: Literal["default", "exact"] = "default",
     folds: Sequence[str | int] | None = None,
     checkpoint: str = "final",
+    weights: Sequence[float] | None = None,
+    max_memory: str | int | None = None,
+    max_vram: str | int | None = None,
     trust_code: bool = False,
 ) -> Model:
-    """Load a bundle, or the bundle of a training run, and keep its networks in memory.
+    """Load a bundle, or several whose probabilities are averaged, and keep all in memory.
 
     The first stage of a cascade is loaded with the same folds, and is always its "final" weights,
     on whose findings the second stage was trained.
 
     Args:
-        path: Bundle folder or run folder.
+        path: Bundle or run folder, or several.
         device: "auto", "cpu", "cuda:N" or "mps".
         mode: "exact" computes in float32 and one tile at a time.
-        folds: Folds to average (0, "fold_0", "all" ...); None takes all the bundle has.
+        folds: Folds to average (0, "fold_0", "all" ...); None takes all a bundle has.
         checkpoint: "final" or "best".
+        weights: Share of each of several bundles; None: equal ones.
+        max_memory: Memory the process may take, such as "4GB"; None: what is free.
+        max_vram: Memory of the GPU that may be taken; None: what is free.
         trust_code: Import a network given as "package.module:Name", which runs that code.
 
     Raises:
-        BundleError: If there is no bundle, it is damaged, it lacks the weights asked for, or it
-            needs code that is not trusted.
+        BundleError: If there is no bundle, it is damaged, it lacks the weights asked for, it
+            needs code that is not trusted, or bundles do not go together.
+        ConfigError: If an option is out of range.
     """
     if mode not in ("default", "exact"):
         raise ConfigError(f"mode is {mode!r}; expected one of: default, exact.")
-    bundle = read_bundle(find_bundle(Path(path)))
-    check_supported(bundle)
-    chosen = bundle.select_folds(folds)
-    how = _Loading(folds=chosen, device=pick_device(device), mode=mode, trust_code=trust_code)
-    return _loaded(bundle, how, checkpoint)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loading:
-    """How the networks of a bundle, and of the stage before, are brought into memory."""
-
-    folds: tuple[str, ...]
-    device: torch.device
-    mode: Literal["default", "exact"]
-    trust_code: bool
-
-
-def _loaded(bundle: Bundle, how: _Loading, checkpoint: str) -> Model:
-    previous = None if bundle.previous is None else _loaded(bundle.previous, how, "final")
-    networks = [_network(bundle, bundle.weights(fold, checkpoint), how) for fold in how.folds]
-    return Model(
-        bundle,
-        networks,
-        folds=how.folds,
-        device=how.device,
-        is_exact=how.mode == "exact",
-        previous=previous,
+    limits = Limits(
+        memory_bytes=read_size(max_memory, "max_memory"),
+        vram_bytes=read_size(max_vram, "max_vram"),
     )
-
-
-def _network(bundle: Bundle, path: Path, how: _Loading) -> nn.Module:
-    configuration, labels = bundle.configuration, LabelScheme.from_spec(bundle.spec)
-    try:
-        network = build_network(
-            configuration.architecture,
-            num_inputs=len(bundle.spec.channels) + labels.num_previous(configuration),
-            num_logits=labels.num_logits,
-            patch_size=configuration.patch_size,
-            norm="instance" if how.mode == "exact" else "auto",
-            generator=torch.Generator(),  # leaves the caller's random state alone
-            trust_code=how.trust_code,
-        )
-    except BundleError as error:
-        raise BundleError(f"{bundle.folder}: {error}") from None
-    load_into(network, load_weights(path), str(path))
-    network = network.requires_grad_(False).eval().to(how.device)
-    return network if how.mode == "exact" else network.use_channels_last()
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    if not paths:
+        raise ConfigError("no model was given; expected the path of a bundle or run.")
+    members, target = [], pick_device(device)
+    for entry in paths:
+        bundle = read_bundle(find_bundle(Path(entry)))
+        check_supported(bundle)
+        chosen = bundle.select_folds(folds)
+        how = Loading(folds=chosen, device=target, mode=mode, trust_code=trust_code)
+        members.append(load_member(bundle, how, checkpoint))
+    return Model(members, weights=weights, limits=limits, checkpoint=checkpoint)
 
 
 class Model:
@@ -139,116 +92,286 @@ class Model:
 
     def __init__(
         self,
-        bundle: Bundle,
-        networks: Sequence[nn.Module],
+        members: Sequence[Member],
         *,
-        folds: Sequence[str],
-        device: torch.device,
-        is_exact: bool = False,
-        previous: Model | None = None,
+        weights: Sequence[float] | None = None,
+        limits: Limits | None = None,
+        checkpoint: str = "final",
     ) -> None:
-        self.bundle = bundle
-        self.previous = previous
-        self.labels = LabelScheme.from_spec(bundle.spec)
-        self.folds = tuple(folds)
-        self.device = device
-        self._networks = tuple(networks)
-        self._swaps = self._paired_channels()
-        self._dtype = None if is_exact else autocast_dtype(device, "auto")
-        self._tile_batch = 1 if is_exact else self._default_tile_batch()
-        self._lock = threading.Lock()
+        """Take over members, the first of which leads.
 
-    def predict(
-        self, case: Case, *, probabilities: bool = False, tta: Tta = "auto", step: float = 0.5
+        Raises:
+            BundleError: If members do not go together.
+            ConfigError: If weights make no sense.
+        """
+        same_kind(members)
+        self.members = tuple(members)
+        self.bundle, self.labels = members[0].bundle, members[0].labels
+        self.device, self.checkpoint = members[0].device, checkpoint
+        self.limits = limits or Limits()
+        self._engine = Engine(members, _shares(weights, len(members)), self.limits)
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """Return the folds that are averaged; of several bundles with their place: "0/fold_1"."""
+        if len(self.members) == 1:
+            return self.members[0].folds
+        return tuple(
+            f"{number}/{fold}" for number, member in enumerate(self.members)
+            for fold in member.folds
+        )  # fmt: skip
+
+    @property
+    def previous(self) -> Model | None:
+        """Return the stage before the first member, in a cascade."""
+        before = self.members[0].previous
+        return None if before is None else Model([before], limits=self.limits)
+
+    @property
+    def precision(self) -> str:
+        """Return the arithmetic of the networks."""
+        dtype = self.members[0].dtype
+        return "float32" if dtype is None else str(dtype).removeprefix("torch.")
+
+    def predict(  # noqa: PLR0913 - all but the case by keyword
+        self,
+        case: Case,
+        *,
+        previous_stage: Case | None = None,
+        probabilities: bool = False,
+        entropy: bool = False,
+        disagreement: bool = False,
+        tta: Tta = "auto",
+        step: float = 0.5,
+        postprocess: bool = True,
     ) -> Result:
         """Segment one case.
 
         Args:
             case: Path, list of channel paths (one case), tuple (array (C,I,J,K) or (I,J,K),
                 affine), SimpleITK image, nibabel image, or a list of such images.
+            previous_stage: In a cascade, a label map on the image's grid that takes the place of
+                what the first stage finds: a path, an array (I,J,K) or an image object.
             probabilities: Also return the probabilities of every channel.
+            entropy: Also return how undecided the networks are.
+            disagreement: Also return how many networks decide otherwise than their mean.
             tta: "flips" averages over mirrored images, "none" does not; "auto" does on a GPU, and
                 on the CPU where it takes no more than minutes.
             step: Largest shift between tiles, as a fraction of the tile.
+            postprocess: Apply the postprocessing that is stored in the bundle.
 
         Raises:
             DatasetError: If the case cannot be read or has the wrong number of channels.
-            ConfigError: If an option is out of range.
+            ConfigError: If an option is out of range, or memory does not suffice.
         """
-        options = Options(probabilities=probabilities, tta=tta, step=step)
-        name = case_name(case)
-        with case_context(name):
-            return self._finish(self._prepare(case, name), options)
+        wanted = _wanted(probabilities=probabilities, entropy=entropy, disagreement=disagreement)
+        options = self.options(wanted, tta=tta, step=step, postprocess=postprocess)
+        job = Job(name=case_name(case), case=case, previous_stage=previous_stage)
+        with case_context(job.name):
+            prepared = self.prepare(job)
+            return self.finish(self.compute(job, prepared, options), options)
 
     def predict_many(
         self,
         cases: Iterable[Case],
         *,
         probabilities: bool = False,
+        entropy: bool = False,
+        disagreement: bool = False,
         tta: Tta = "auto",
         step: float = 0.5,
+        postprocess: bool = True,
     ) -> Iterator[Result | CaseError]:
-        """Segment cases one after another, in order; a bad case becomes a `CaseError`.
+        """Segment cases, in order; a bad case becomes a `CaseError`.
 
-        While the network works on one case, a thread reads and prepares the next.
+        While the networks work on one case, a thread reads and prepares the next, and another
+        finishes the one before.
 
         Args:
             cases: Cases as `predict` takes them.
             probabilities: As in `predict`.
+            entropy: As in `predict`.
+            disagreement: As in `predict`.
             tta: As in `predict`.
             step: As in `predict`.
+            postprocess: As in `predict`.
         """
-        options = Options(probabilities=probabilities, tta=tta, step=step)
-        return self._predict_many(cases, options)
-
-    def _predict_many(
-        self, cases: Iterable[Case], options: Options
-    ) -> Iterator[Result | CaseError]:
-        waiting: deque[tuple[str, Future[_Ready]]] = deque()
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="medseg-prepare")
-        try:
-            for number, case in enumerate(cases):
-                name = case_name(case, fallback=f"case {number}")
-                waiting.append((name, pool.submit(self._prepare, case, name)))
-                if len(waiting) > 1:
-                    yield self._settle(*waiting.popleft(), options)
-            while waiting:
-                yield self._settle(*waiting.popleft(), options)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _settle(self, name: str, future: Future[_Ready], options: Options) -> Result | CaseError:
-        """Return the result of a case, or what is wrong with it; never raises for one case."""
-        try:
-            return self._finish(future.result(), options)
-        except MedsegError as error:
-            return CaseError(case=name, message=str(error))
-        except Exception as error:
-            logger.debug("case %s failed", name, exc_info=True)
-            return CaseError(case=name, message=f"{type(error).__name__}: {error}")
-
-    def _prepare(self, case: Case, name: str) -> _Ready:
-        """Read a case and bring it into the network frame; runs beside the network."""
-        source = read_case(case, name)
-        self._check_channels(source)
-        return self._ready(source)
-
-    def _ready(self, source: Source) -> _Ready:
-        """Bring a case into the network frame of this stage and of those before it."""
-        prepared = preprocess_case(
-            source.channels,
-            source.grid.affine,
-            plans=self.bundle.plans,
-            configuration=self.bundle.configuration,
+        wanted = _wanted(probabilities=probabilities, entropy=entropy, disagreement=disagreement)
+        options = self.options(wanted, tta=tta, step=step, postprocess=postprocess)
+        jobs = (
+            Job(name=case_name(case, fallback=f"case {number}"), case=case)
+            for number, case in enumerate(cases)
         )
-        return _Ready(
-            name=source.name,
-            image=torch.from_numpy(np.ascontiguousarray(prepared.image)),
+        return self.run(
+            jobs, options, finish=lambda job, result: result,
+            fail=lambda job, error: CaseError(case=job.name, message=error_words(error)),
+        )  # fmt: skip
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        options: Options,
+        *,
+        finish: Callable[[Job, Result], T],
+        fail: Callable[[Job, Exception], T],
+    ) -> Iterator[T]:
+        """Predict jobs in three stages side by side, and yield what became of each, in order.
+
+        Args:
+            jobs: What is to be predicted.
+            options: How.
+            finish: Called with each result, in the last stage's thread.
+            fail: Called with what went wrong with a job.
+        """
+        stop = threading.Event()
+        stages: pipeline.Stages[Job, T] = pipeline.Stages(
+            prepare=self.prepare,
+            compute=lambda job, prepared: self.compute(job, prepared, options, stop.is_set),
+            finish=lambda job, computed: finish(job, self.finish(computed, options)),
+            fail=fail,
+            size=lambda job: job.size_bytes,
+        )
+        room = self.limits.memory_bytes
+        gate = pipeline.Gate(float("inf") if room is None else room / 2)
+        return closed(pipeline.run(jobs, stages, stop, gate))
+
+    def prepare(self, job: Job) -> Prepared:
+        """Read a case and bring it into the network frame of every member."""
+        start = time.perf_counter()
+        source = read_case(job.case, job.name)
+        self._check_channels(source)
+        told = None
+        if job.previous_stage is not None:
+            told = read_label_map(job.previous_stage, source)
+        return Prepared(
+            name=job.name,
+            readies=tuple(member.ready(source, told) for member in self.members),
             grid=source.grid,
             header=source.header,
-            record=prepared.record,
-            flags=self._image_flags(source),
-            before=None if self.previous is None else self.previous._ready(source),
+            flags=image_flags(
+                source.channels, source.grid, self.bundle.spec.channels, self.bundle.training
+            ),
+            seconds=time.perf_counter() - start,
+        )
+
+    def compute(
+        self,
+        job: Job,
+        prepared: Prepared,
+        options: Options,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Computed:
+        """Run the networks on a prepared case and bring what they find to the image's grid.
+
+        Raises:
+            BundleError: If the networks return values that are not finite, in float32 too.
+            ConfigError: If memory does not suffice.
+        """
+        start = time.perf_counter()
+        mirrored = self.members[0].mirror_axes(prepared.readies[0].image, options)
+        maps: Maps = ArrayMaps(frozenset(), (1, 1, 1), 1)
+        if job.maps_of is not None:
+            maps = job.maps_of(prepared)
+        elif options.maps:
+            maps = ArrayMaps(options.maps, prepared.grid.shape, self.labels.num_logits)
+        work = Work(
+            prepared=prepared,
+            options=options,
+            maps=maps,
+            progress=job.progress,
+            should_stop=should_stop,
+        )
+        return Computed(
+            prepared=prepared,
+            reduced=self._engine.reduce(work),
+            maps=maps,
+            is_mirrored=bool(mirrored),
+            seconds=time.perf_counter() - start,
+        )
+
+    def finish(self, computed: Computed, options: Options) -> Result:
+        """Postprocess, measure and judge what the networks found."""
+        start = time.perf_counter()
+        prepared, found = computed.prepared, computed.reduced.segmentation
+        affine, stored = prepared.grid.affine, self.bundle.postprocessing
+        if stored is not None and options.postprocess:
+            voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
+            found = apply_postprocessing(
+                found, stored, self.labels.structures, self.labels.background, voxel_mm3
+            )
+        volumes = volumes_ml(found, affine, self.labels)
+        flags = prepared.flags + segmentation_flags(
+            found, affine, self.labels.structures, volumes, self.bundle.training
+        )
+        if computed.reduced.disagreement is not None:
+            flags += disagreement_flags(computed.reduced.disagreement)
+        arrays = getattr(computed.maps, "arrays", {})
+        return Result(
+            case=prepared.name,
+            segmentation=found,
+            **{kind: arrays.get(kind) for kind in MAPS},
+            affine=affine,
+            labels=dict(self.bundle.spec.labels),
+            volumes_ml=volumes,
+            flags=flags,
+            record=prepared.readies[0].record,
+            header=prepared.header,
+            entries=self.entries,
+            is_mirrored=computed.is_mirrored,
+            is_postprocessed=stored is not None and options.postprocess,
+            seconds={
+                "prepare": prepared.seconds,
+                "network": computed.seconds,
+                "finish": time.perf_counter() - start,
+            },
+        )
+
+    @property
+    def entries(self) -> Any:
+        """Return names and colours of the label values."""
+        from medseg.infer.outputs import label_entries
+
+        return label_entries(self.labels)
+
+    def network_logits(
+        self,
+        image: torch.Tensor,
+        record: SpatialRecord,
+        options: Options,
+        *,
+        name: str = "case",
+        previous: NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> torch.Tensor:
+        """Return the first bundle's logits in the network frame, see `Engine.network_logits`."""
+        return self._engine.network_logits(image, record, options, name=name, previous=previous)
+
+    def options(
+        self,
+        maps: Collection[str] = (),
+        *,
+        tta: Tta = "auto",
+        step: float = 0.5,
+        postprocess: bool = True,
+        in_files: bool = False,
+    ) -> Options:
+        """Return options, having checked that the model can do what they ask for.
+
+        Raises:
+            ConfigError: If an option is out of range, or there is nobody to disagree.
+        """
+        networks = sum(len(member.networks) for member in self.members)
+        if "disagreement" in maps and networks < 2:
+            raise ConfigError(
+                "disagreement needs several networks, the model has one; leave it out of the "
+                "maps to save, or take a model of several folds."
+            )
+        return Options(
+            maps=frozenset(maps),
+            tta=tta,
+            step=step,
+            disagreement=networks > 1,
+            postprocess=postprocess,
+            in_files=in_files,
         )
 
     def _check_channels(self, source: Source) -> None:
@@ -260,123 +383,28 @@ class Model:
                 f"({', '.join(names)}). Give one image per channel, in this order."
             )
 
-    def _image_flags(self, source: Source) -> tuple[str, ...]:
-        return tuple(
-            f"channel {name} has the same value everywhere"
-            for name, channel in zip(self.bundle.spec.channels, source.channels, strict=True)
-            if channel.min() == channel.max()
+
+def _wanted(**wanted: bool) -> frozenset[str]:
+    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+
+
+def _shares(weights: Sequence[float] | None, number: int) -> tuple[float, ...]:
+    """Return the share of each of several models, with a sum of 1."""
+    values = [1.0] * number if weights is None else [float(weight) for weight in weights]
+    if len(values) != number or min(values) < 0 or not 0 < sum(values) < float("inf"):
+        raise ConfigError(
+            f"weights are {', '.join(f'{value:g}' for value in values) or 'none'}; expected "
+            f"{number} numbers of at least 0, one for each model, not all 0."
         )
-
-    def _finish(self, ready: _Ready, options: Options) -> Result:
-        """Run the networks on a prepared case and bring the result to the image's grid."""
-        logits = self._logits(ready, options)
-        segmentation = segmentation_from_logits(logits, ready.record, self.labels)
-        probabilities = None
-        if options.probabilities:
-            probabilities = probabilities_from_logits(logits, ready.record, self.labels)
-        volumes = volumes_ml(segmentation, ready.grid.affine, self.labels)
-        is_empty = bool((segmentation == self.labels.background).all())
-        nothing = ("no structure was found",) if is_empty else ()
-        return Result(
-            case=ready.name,
-            segmentation=segmentation,
-            probabilities=probabilities,
-            affine=ready.grid.affine,
-            labels=dict(self.bundle.spec.labels),
-            volumes_ml=volumes,
-            flags=ready.flags + nothing,
-            record=ready.record,
-            header=ready.header,
-        )
-
-    def _logits(self, ready: _Ready, options: Options) -> torch.Tensor:
-        """Return logits in the network frame, having asked the stage before what it finds."""
-        found = None
-        if self.previous is not None and ready.before is not None:
-            logits = self.previous._logits(ready.before, options)
-            found = indices_for_next_stage(
-                logits, ready.before.record, ready.record, self.previous.labels
-            )
-        return self.network_logits(ready.image, options, name=ready.name, previous=found)
-
-    def network_logits(
-        self,
-        image: torch.Tensor,
-        options: Options,
-        *,
-        name: str = "case",
-        previous: NDArray[np.unsignedinteger[Any]] | None = None,
-    ) -> torch.Tensor:
-        """Return the logits of a preprocessed image, in the network frame.
-
-        Args:
-            image: (C, n0, n1, n2) float32, preprocessed for the bundle's configuration.
-            options: Mirroring and tiles.
-            name: What the log calls the case.
-            previous: (n0, n1, n2) label indices that the stage before found, in a cascade.
-
-        Returns:
-            (L, n0, n1, n2) float32, on the CPU.
-        """
-        mirror_axes = self._mirror_axes(image, options, name)
-        with self._lock:
-            return predict_logits(
-                self._networks,
-                image,
-                self.bundle.configuration.patch_size,
-                num_logits=self.labels.num_logits,
-                previous=None if previous is None else _as_tensor(previous),
-                num_previous=self.labels.num_previous(self.bundle.configuration),
-                mirror_axes=mirror_axes,
-                swap_axes=self.bundle.manifest.semantics.swap_axes,
-                swaps=self._swaps,
-                step=options.step,
-                tile_batch=self._tile_batch,
-                device=self.device,
-                dtype=self._dtype,
-            )
-
-    def _paired_channels(self) -> tuple[tuple[int, int], ...]:
-        """Return the logit channels that change places where left and right were exchanged.
-
-        Raises:
-            BundleError: If the bundle mirrors so but its plans do not name the pairs.
-        """
-        if not self.bundle.manifest.semantics.swap_axes:
-            return ()
-        sides = self.bundle.plans.left_right
-        if sides is None or not sides.pairs:
-            raise BundleError(
-                f"{self.bundle.folder}: labels change places when mirrored (semantics.swap_axes), "
-                "but plans.json has no left_right.pairs. Write the bundle again."
-            )
-        return self.labels.channel_pairs(sides.pairs)
-
-    def _mirror_axes(self, image: torch.Tensor, options: Options, name: str) -> tuple[int, ...]:
-        """Return the axes to mirror; `auto` decides by the work it takes and says so."""
-        axes = self.bundle.manifest.semantics.mirror_axes
-        if options.tta != "auto" or not axes:
-            return () if options.tta == "none" else axes
-        tile = self.bundle.configuration.patch_size
-        tiles = num_tiles(image.shape[1:], tile, options.step)
-        passes = len(self._networks) * len(mirror_subsets(axes))
-        affordable = passes * tiles * math.prod(tile) <= CPU_FLIP_VOXELS
-        chosen = axes if self.device.type != "cpu" or affordable else ()
-        logger.info(
-            "case %s: tta auto chose %s (%d tiles x %d passes with flips, on %s)",
-            name, "flips" if chosen else "none", tiles, passes, self.device,
-        )  # fmt: skip
-        return chosen
-
-    def _default_tile_batch(self) -> int:
-        """Return tiles per pass: what training fits on a GPU; on a CPU only slices gain."""
-        configuration = self.bundle.configuration
-        if self.device.type == "cuda":
-            return configuration.batch_size
-        return 4 if configuration.num_dimensions == 2 else 1
+    return tuple(value / sum(values) for value in values)
 
 
-def _as_tensor(indices: NDArray[np.unsignedinteger[Any]]) -> torch.Tensor:
-    """Return label indices in a type that every device computes with."""
-    is_small = indices.dtype == np.uint8
-    return torch.from_numpy(np.ascontiguousarray(indices, None if is_small else np.int32))
+def error_words(error: Exception) -> str:
+    """Return what went wrong with a case, for a table."""
+    return str(error) if isinstance(error, MedsegError) else f"{type(error).__name__}: {error}"
+
+
+def closed(outcomes: Iterator[T]) -> Iterator[T]:
+    """Yield outcomes; whoever stops early ends the stages behind them."""
+    with closing(outcomes):  # type: ignore[type-var]
+        yield from outcomes

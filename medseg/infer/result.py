@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from medseg.errors import ConfigError, near_names
 from medseg.geometry import SpatialRecord
 from medseg.io.image import Header
+from medseg.io.names import LabelEntry
 from medseg.io.write import write_segmentation
 
 Tta = Literal["auto", "none", "flips"]
+MAPS = ("probabilities", "entropy", "disagreement")
+"""Maps of real numbers that a prediction can give beside the segmentation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -26,7 +29,11 @@ class Result:
     segmentation: NDArray[np.integer[Any]]
     """(I, J, K) label map with the values of the dataset's files."""
     probabilities: NDArray[np.float32] | None
-    """(L, I, J, K), on request."""
+    """(L, I, J, K), on request: of each label, background first, or of each region."""
+    entropy: NDArray[np.float32] | None = None
+    """(I, J, K), on request: 0 where the networks are certain, 1 where all is equally likely."""
+    disagreement: NDArray[np.float32] | None = None
+    """(I, J, K), on request: the share of networks that decide otherwise than their mean."""
     affine: NDArray[np.float64]
     """(4, 4) voxel to RAS+ mm, that of the image."""
     labels: dict[str, int | tuple[int, ...]]
@@ -36,9 +43,17 @@ class Result:
     flags: tuple[str, ...]
     """What a person should look at, in words; empty if nothing."""
     record: SpatialRecord
-    """How the network saw the image."""
+    """How the (first) network saw the image."""
     header: Header
     """Header of the image; a plain one if the case was an array."""
+    entries: tuple[LabelEntry, ...] = ()
+    """Names and colours of the label values, for the file's header."""
+    is_mirrored: bool = False
+    """Whether mirrored images were averaged (of several models: in the first)."""
+    is_postprocessed: bool = False
+    """Whether the bundle's postprocessing was applied."""
+    seconds: dict[str, float]
+    """Stage ("prepare", "network", "finish") -> time it took."""
 
     def save(self, path: str | Path) -> None:
         """Write the segmentation with exactly the geometry of its image, atomically.
@@ -50,7 +65,7 @@ class Result:
             DatasetError: If the ending is unknown.
             GeometryError: If the format cannot hold the image's geometry.
         """
-        write_segmentation(path, self.segmentation, self.header)
+        write_segmentation(path, self.segmentation, self.header, labels=self.entries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +80,16 @@ class CaseError:
 class Options:
     """How predictions are made."""
 
-    probabilities: bool = False
+    maps: frozenset[str] = frozenset()
+    """Which of `MAPS` are wanted."""
     tta: Tta = "auto"
     step: float = 0.5
+    disagreement: bool = False
+    """Whether the disagreement of networks is measured."""
+    postprocess: bool = True
+    """Whether the bundle's postprocessing is applied."""
+    in_files: bool = False
+    """Whether maps go to files instead of staying in memory."""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -79,3 +101,8 @@ class Options:
             )
         if not 0 < self.step <= 1:
             raise ConfigError(f"step is {self.step}; expected a number in (0, 1], usually 0.5.")
+        for name in sorted(self.maps - set(MAPS)):
+            raise ConfigError(
+                f"save holds {name!r}; expected any of: {', '.join(MAPS)}."
+                f"{near_names(name, list(MAPS))}"
+            )

@@ -14,7 +14,7 @@ from medseg.errors import DatasetError, GeometryError
 from medseg.geometry import Grid
 from medseg.io.convert import from_object
 from medseg.io.image import Header, Image, split_channel
-from medseg.io.read import read_channels, read_image, split_ending
+from medseg.io.read import read_channels, read_image, read_segmentation, split_ending
 
 Case = Any
 """Path | list of paths or image objects, one per channel | (array CIJK or IJK, affine) |
@@ -72,6 +72,51 @@ def read_case(case: Case, name: str) -> Source:
         image = read_channels([Path(part) for part in parts])
         return Source(name=name, channels=image.array, grid=image.grid, header=image.header)
     return _stack([_read_part(part) for part in parts], name)
+
+
+def read_label_map(case: Case, source: Source) -> NDArray[np.integer[Any]]:
+    """Read a label map that lies on the grid of a case.
+
+    Args:
+        case: A path, an array (I, J, K) or an image object.
+        source: The case.
+
+    Returns:
+        (I, J, K) integers, with the values of files.
+
+    Raises:
+        DatasetError: If it cannot be read or holds other numbers than integers.
+        GeometryError: If it lies on another grid.
+    """
+    where = f"case {source.name!r}: the label map of the previous stage"
+    grid: Grid | None
+    if isinstance(case, (str, Path)):
+        image = read_segmentation(Path(case))
+        array, grid = image.array, image.grid
+    elif isinstance(case, np.ndarray):
+        array = _integers(case, where)
+        grid = Grid(case.shape[:3], source.grid.affine) if case.ndim == 3 else None
+    else:
+        part = _read_part(case)
+        array, grid = _integers(part.array, where), part.grid
+    if grid is None or (difference := source.grid.disagreement(grid)) is not None:
+        found = f"it has shape {array.shape}" if grid is None else difference
+        raise GeometryError(
+            f"{where} does not lie on the grid of the image: {found}. Resample it to the image."
+        )
+    found_map: NDArray[np.integer[Any]] = array
+    return found_map
+
+
+def _integers(array: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
+    """Return whole numbers as integers."""
+    if array.dtype.kind in "iub":
+        return array.astype(np.int64)
+    whole = np.rint(array)
+    if array.dtype.kind != "f" or not np.array_equal(whole, array):
+        raise DatasetError(f"{where} holds values that are no integers; expected label values.")
+    result: NDArray[np.integer[Any]] = whole.astype(np.int64)
+    return result
 
 
 def _is_array_pair(case: Case) -> bool:

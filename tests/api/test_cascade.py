@@ -24,7 +24,8 @@ from medseg.data.workspace import DatasetFolder
 from medseg.errors import BundleError, DatasetError, PlanError
 from medseg.infer.bundle import read_bundle, write_bundle
 from medseg.infer.export import indices_for_next_stage
-from medseg.infer.model import Model, load
+from medseg.infer.member import Member
+from medseg.infer.model import load
 from medseg.infer.result import Options
 from medseg.labels import LabelScheme
 from medseg.models.build import build_network
@@ -145,7 +146,7 @@ def expected_of(folder, bundle, fold, case):
         for name in (FIRST, SECOND)
     ]
     image = torch.from_numpy(entries[0].image[...].astype(np.float32))
-    logits = model.network_logits(image, Options(tta="flips"))
+    logits = model.network_logits(image, entries[0].record, Options(tta="flips"))
     return indices_for_next_stage(logits, entries[0].record, entries[1].record, model.labels)
 
 
@@ -252,12 +253,12 @@ class TestPreviousSegmentations:
         )
         told = []
 
-        def spy(self, image, options, *, name="case", previous=None):
-            told.append(previous)
-            return original(self, image, options, name=name, previous=previous)
+        def spy(self, ready, task, found=None):
+            told.append(found)
+            return original(self, ready, task, found)
 
-        original = Model.network_logits
-        monkeypatch.setattr(Model, "network_logits", spy)
+        original = Member.rows
+        monkeypatch.setattr(Member, "rows", spy)
         model = load(cascade.folder, device="cpu", folds=[0])
         (case, *_) = run.split.validation
         images = ready / "Dataset008_Two/imagesTr"

@@ -13,6 +13,7 @@ from medseg.errors import BundleError
 from medseg.geometry import SpatialRecord
 from medseg.infer.bundle import PREVIOUS, check_supported, read_bundle, write_bundle
 from medseg.infer.export import indices_for_next_stage
+from medseg.infer.member import Member
 from medseg.infer.model import Model, load
 from medseg.infer.predictor import predict_logits
 from medseg.infer.result import CaseError
@@ -111,15 +112,15 @@ def believing(bundle, *, mirror=True):
     """Return a cascade whose second stage only repeats what it is told."""
     loaded = load(bundle.folder, device="cpu", mode="exact")
     repeat = Repeat(len(bundle.spec.channels))
-    model = Model(
+    member = Member(
         bundle,
         [repeat],
         folds=loaded.folds,
         device=torch.device("cpu"),
         is_exact=True,
-        previous=loaded.previous,
+        previous=loaded.members[0].previous,
     )
-    return model, repeat
+    return Model([member]), repeat
 
 
 class TestWhatTheSecondStageIsTold:

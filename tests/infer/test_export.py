@@ -10,10 +10,14 @@ from skimage.transform import resize as reference_resize
 from medseg.geometry import SpatialRecord
 from medseg.infer import export
 from medseg.infer.export import (
+    Held,
+    Part,
     probabilities_from_logits,
+    reduce_parts,
     segmentation_from_logits,
     volumes_ml,
 )
+from medseg.infer.segment import segment_slab
 from medseg.labels import LabelScheme
 
 LABELS = LabelScheme(labels={"background": 0, "left": 1, "right": 2, "both": 3})
@@ -164,22 +168,44 @@ def test_logits_of_another_shape_are_refused():
         segmentation_from_logits(random_logits((7, 10, 12), 4), record, LABELS)
 
 
-def test_memory_does_not_grow_with_the_number_of_classes(monkeypatch):
+class Counted(Held):
+    """Notes how many logits are asked for at once, and whether rows come back."""
+
+    def __init__(self, logits, axis):
+        super().__init__(logits, axis)
+        self.sizes, self.released = [], 0
+
+    def rows(self, start, stop):
+        assert start >= self.released, "a row was released too early"
+        found = super().rows(start, stop)
+        self.sizes.append(found.numel())
+        return found
+
+    def release(self, stop):
+        self.released = max(self.released, stop)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_memory_does_not_grow_with_the_number_of_classes(monkeypatch, axis):
     monkeypatch.setattr(export, "SLAB_ELEMENTS", 2000)
     sizes = []
-    original = export.resize_slab
 
-    def noted(*args, **kwargs):
-        slab = original(*args, **kwargs)
-        sizes.append(slab.numel())
-        return slab
+    def noted(slab, labels):
+        sizes.append(len(slab.logits) * np.prod(slab.shape_out))
+        return segment_slab(slab, labels)
 
-    monkeypatch.setattr(export, "resize_slab", noted)
+    monkeypatch.setattr(export, "segment_slab", noted)
     record = make_record((9, 7, 13), spacing_network=(1.7, 1.6, 0.7))
     names = {"background": 0} | {f"label {value}": value for value in range(1, 16)}
-    segmentation_from_logits(random_logits((9, 7, 13), 16), record, LabelScheme(labels=names))
-    assert len(sizes) == 7
+    source = Counted(random_logits((9, 7, 13), 16), axis)
+    labels = LabelScheme(labels=names)
+    found = reduce_parts([Part(source=source, record=record)], labels).segmentation
+    assert len(sizes) == record.shape_cropped[axis]
     assert max(sizes) <= 2000
+    assert max(source.sizes) <= 16 * 9 * 7 * 13 / min(9, 7, 13) * 2
+    assert source.released >= source.shape[axis] - 2
+    whole = segmentation_from_logits(random_logits((9, 7, 13), 16), record, labels)
+    np.testing.assert_array_equal(found, whole)
 
 
 def test_volumes_sum_voxels_and_regions():

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from medseg.errors import BundleError
-from medseg.infer.predictor import mirror_subsets, predict_logits
+from medseg.infer.predictor import predict_logits
+from medseg.infer.runner import mirror_subsets
 from medseg.infer.tiles import importance, padding, tile_indices
 
 

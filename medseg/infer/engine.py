@@ -1,0 +1,174 @@
+"""The networks of one or several bundles at work on one image."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medseg.geometry import SpatialRecord
+from medseg.infer.export import Part, Reduced, reduce_parts
+from medseg.infer.jobs import Prepared
+from medseg.infer.maps import Maps
+from medseg.infer.member import Member, Ready, Task
+from medseg.infer.memory import Arrangement, Export, Limits, arrange
+from medseg.infer.predictor import not_finite
+from medseg.infer.result import Options
+from medseg.infer.rows import Layout, NotFiniteError, Progress
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Work:
+    """One image, and how its labels are to be made."""
+
+    prepared: Prepared
+    options: Options
+    maps: Maps
+    progress: Progress | None = None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Engine:
+    """Members that work on one image after another; safe to call from many threads."""
+
+    def __init__(self, members: Sequence[Member], shares: Sequence[float], limits: Limits) -> None:
+        """Take over members.
+
+        Args:
+            members: At least one, for the same channels and labels.
+            shares: Share of each in the mean, with a sum of 1.
+            limits: What they may take.
+        """
+        self.members, self.limits = tuple(members), limits
+        self._shares, self._lock = tuple(shares), threading.Lock()
+        self._labels, self._device = members[0].labels, members[0].device
+
+    def reduce(self, work: Work) -> Reduced:
+        """Run the networks and bring what they find to the image's grid.
+
+        Raises:
+            BundleError: If the networks return values that are not finite, in float32 too.
+            ConfigError: If memory does not suffice.
+            StoppedError: If somebody asked to stop.
+        """
+        with self._lock:
+            try:
+                return _finite(self._dtype, lambda dtype: self._attempt(work, dtype))
+            except torch.OutOfMemoryError:
+                if self._device.type != "cuda":
+                    raise
+                logger.warning("%s is full; sums are kept in main memory", self._device)
+            torch.cuda.empty_cache()
+            return _finite(self._dtype, lambda dtype: self._attempt(work, dtype, on_host=True))
+
+    def network_logits(
+        self,
+        image: torch.Tensor,
+        record: SpatialRecord,
+        options: Options,
+        *,
+        name: str = "case",
+        previous: NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> torch.Tensor:
+        """Return the first member's logits of a preprocessed image, in the network frame.
+
+        Args:
+            image: (C, n0, n1, n2) float32, preprocessed for the bundle's configuration.
+            record: How it was.
+            options: Mirroring and tiles.
+            name: What the log calls the case.
+            previous: (n0, n1, n2) label indices that the stage before found, in a cascade.
+
+        Returns:
+            (L, n0, n1, n2) float32, on the CPU.
+        """
+        ready = Ready(image=image, record=record)
+
+        def made(dtype: torch.dtype | None) -> torch.Tensor:
+            task = Task(name=name, options=options, layout=Layout(), dtype=dtype)
+            rows = self.members[0].rows(ready, task, previous)
+            return rows.rows(0, rows.shape[0])[: self._labels.num_logits].contiguous()
+
+        with self._lock:
+            return _finite(self._dtype, made)
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return self.members[0].dtype
+
+    def _attempt(self, work: Work, dtype: torch.dtype | None, *, on_host: bool = False) -> Reduced:
+        """Reduce in one arithmetic; on the host the sums do not touch the GPU."""
+        found = self._arranged(work, on_host=on_host)
+        if not found.is_plain or self.limits != Limits():
+            logger.info("case %s: %s", work.prepared.name, found.words)
+        return reduce_parts(list(self._parts(work, found, dtype)), self._labels, work.maps)
+
+    def _parts(self, work: Work, found: Arrangement, dtype: torch.dtype | None) -> Iterator[Part]:
+        """Yield what each member says; the stages before have spoken by then."""
+        rows = zip(self.members, work.prepared.readies, self._shares, found.layouts, strict=True)
+        for member, ready, share, layout in rows:
+            task = Task(
+                name=work.prepared.name,
+                options=work.options,
+                layout=layout,
+                dtype=dtype,
+                progress=work.progress,
+                should_stop=work.should_stop,
+            )
+            before = member.found_before(ready, task, self._stage_layout(work))
+            source = member.rows(ready, task, before)
+            yield Part(source=source, record=ready.record, weight=share)
+
+    def _arranged(self, work: Work, *, on_host: bool) -> Arrangement:
+        requests = [
+            member.request(ready, work.options)
+            for member, ready in zip(self.members, work.prepared.readies, strict=True)
+        ]
+        device = torch.device("cpu") if on_host else self._device
+        return arrange(requests, self._export(work), self.limits, device)
+
+    def _stage_layout(self, work: Work) -> Callable[[Member, Ready], Layout]:
+        """Return what gives the layout of a stage before."""
+
+        def layout(member: Member, ready: Ready) -> Layout:
+            requests = [member.request(ready, replace(work.options, disagreement=False))]
+            export = replace(self._export(work), num_models=1)
+            return arrange(requests, export, self.limits, self._device).layouts[0]
+
+        return layout
+
+    def _export(self, work: Work) -> Export:
+        options, shape = work.options, work.prepared.grid.shape
+        voxels = int(np.prod(shape))
+        channels = {"probabilities": 0 if options.in_files else self._labels.num_logits}
+        item = 2 if options.in_files else 4
+        return Export(
+            shape_image=shape,
+            num_logits=self._labels.num_logits,
+            label_bytes=self._labels.value_dtype.itemsize,
+            map_bytes=sum(item * voxels * channels.get(kind, 1) for kind in options.maps),
+            num_models=len(self.members),
+        )
+
+
+def _finite(dtype: torch.dtype | None, make: Callable[[torch.dtype | None], T]) -> T:
+    """Return what is made, in float32 if the autocast type overflowed."""
+    try:
+        return make(dtype)
+    except NotFiniteError:
+        if dtype is not None:
+            logger.warning("the network overflowed in %s; predicting again in float32", dtype)
+    try:
+        return make(None)
+    except NotFiniteError:
+        raise not_finite() from None

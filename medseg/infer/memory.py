@@ -1,0 +1,319 @@
+"""How much memory a prediction takes, told before the network runs, and where its sums are kept.
+
+The logits of all classes at the network's resolution are what grows with the image. They are held
+whole where there is room, else as a window of rows that passes along one axis, else as a window in
+a scratch file.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from medseg.errors import ConfigError
+from medseg.execute.resources import free_memory_bytes, resident_bytes
+from medseg.infer.export import SLAB_ELEMENTS, slab_rows
+from medseg.infer.rows import Layout
+from medseg.schema.plans import Architecture
+
+logger = logging.getLogger(__name__)
+
+FREE_SHARE = 0.8
+"""Part of the free memory that is taken where no limit was given."""
+GPU_SHARE = 0.5
+"""Part of the free memory of a GPU that sums may take; the rest is the network's."""
+SLAB_COPIES = 4
+"""Working arrays of export, each as large as the logits of a slab."""
+LIVE_TENSORS = 4
+"""Feature maps of full resolution that are alive at once in a network's forward pass."""
+KINDS = ("whole", "window", "file")
+"""Ways of holding the sums, the quickest first."""
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a prediction may take, in bytes; None: what is free."""
+
+    memory_bytes: int | None = None
+    """Resident memory of the whole process."""
+    vram_bytes: int | None = None
+    """Memory of the GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One model's part of a prediction, as far as its memory goes."""
+
+    shape: tuple[int, int, int]
+    """(n0, n1, n2) of the preprocessed image, padded to hold a tile."""
+    shape_network: tuple[int, int, int]
+    """The same without padding."""
+    axes: tuple[int, int, int]
+    """Network axis d is image axis `axes[d]`."""
+    shape_cropped: tuple[int, int, int]
+    """What the image has in network order, before it was resampled."""
+    tile: tuple[int, int, int]
+    """A tile of a 2D configuration is one slice thick."""
+    is_2d: bool
+    num_inputs: int
+    num_channels: int
+    """Logits, and the channel of disagreement if there is one."""
+    features: int
+    """Features of the network at full resolution."""
+    num_passes: int
+    batch: int
+    """Images a network is given at once."""
+    value_bytes: int
+    """Bytes of a number in the network's arithmetic."""
+
+    def window(self, axis: int, slab: int) -> int:
+        """Return how many rows a window needs along one axis.
+
+        Args:
+            axis: Network axis.
+            slab: Rows that export takes at once.
+        """
+        own = max(self.tile[axis], self.batch) if self.is_2d and axis == 0 else self.tile[axis]
+        return min(self.shape[axis], own + slab + 2)
+
+    def sums_bytes(self, axis: int, rows: int) -> int:
+        """Return the bytes of some rows of sums, without those of the weights."""
+        return 4 * self.num_channels * math.prod(self.shape) // self.shape[axis] * rows
+
+    def weight_bytes(self, axis: int, rows: int) -> int:
+        """Return the bytes of the summed weights of some rows."""
+        return 4 * math.prod(self.shape) // self.shape[axis] * rows
+
+    @property
+    def network_bytes(self) -> int:
+        """Return roughly what a forward pass takes beside the weights."""
+        voxels = math.prod(self.tile) * self.batch
+        values = voxels * (self.num_inputs + LIVE_TENSORS * self.features + self.num_channels)
+        sums = voxels * self.num_channels * 4 if self.num_passes > 1 else 0
+        return values * self.value_bytes + sums
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What export makes of all models' logits."""
+
+    shape_image: tuple[int, int, int]
+    num_logits: int
+    label_bytes: int
+    """Bytes of one voxel of the segmentation."""
+    map_bytes: int = 0
+    """Bytes of the maps that are returned in memory, whole."""
+    num_models: int = 1
+
+    def bytes_along(self, image_axis: int) -> int:
+        """Return what export takes where it cuts one axis of the image."""
+        row = self.num_logits * math.prod(self.shape_image) // self.shape_image[image_axis]
+        slab = max(row, min(SLAB_ELEMENTS, row * self.shape_image[image_axis]))
+        copies = SLAB_COPIES + self.num_models - 1
+        return 4 * slab * copies + math.prod(self.shape_image) * self.label_bytes + self.map_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """Where each model's sums are kept."""
+
+    layouts: tuple[Layout, ...]
+    need_bytes: int
+    """What the process will hold at most, as far as can be told."""
+    words: str
+    """The plan, in words."""
+    is_plain: bool
+    """Whether everything is held whole in memory."""
+
+
+def arrange(
+    requests: Sequence[Request],
+    export: Export,
+    limits: Limits,
+    device: torch.device,
+    *,
+    preferred: int = 2,
+) -> Arrangement:
+    """Choose where the sums of all models are kept, so that everything fits.
+
+    Args:
+        requests: One per model.
+        export: What is made of their logits.
+        limits: What may be taken.
+        device: Where the networks are.
+        preferred: Image axis that is cut where all are held whole.
+
+    Raises:
+        ConfigError: If it fits in no way, with the least it takes.
+    """
+    resident = resident_bytes()
+    total = limits.memory_bytes or resident + int(FREE_SHARE * free_memory_bytes())
+    on_cpu = device.type != "cuda"
+    base = resident + (sum(r.network_bytes for r in requests) if on_cpu else 0)
+    homes = [torch.device("cpu")] if on_cpu else [device, torch.device("cpu")]
+    least: int | None = None
+    for home in homes:
+        for kind in KINDS:
+            if kind == "file" and home.type == "cuda":
+                continue
+            for axis in _image_axes(requests, export, preferred):
+                found = _try(requests, export, axis, home, kind)
+                on_home, beside = found.sums, base + found.beside
+                if home.type == "cuda":
+                    if on_home <= _gpu_room(limits, device) and beside <= total:
+                        return _arrangement(requests, found, beside, kind)
+                    continue
+                need = beside + (0 if kind == "file" else on_home)
+                least = need if least is None else min(least, need)
+                if need <= total:
+                    return _arrangement(requests, found, need, kind)
+                if kind == "whole":
+                    break
+    raise ConfigError(
+        f"this image needs at least {size_words(least or 0)} of memory ({size_words(resident)} are "
+        f"taken now), {size_words(total)} may be taken. "
+        + (
+            "Raise --max-memory (max_memory in Python)."
+            if limits.memory_bytes
+            else "Close other programs, or predict on a machine with more memory."
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tried:
+    image_axis: int
+    home: torch.device
+    windows: tuple[int | None, ...]
+    sums: int
+    """Bytes of all sums."""
+    beside: int
+    """Bytes of everything else: weights' sums, export."""
+    scratch: bool
+
+
+def _try(
+    requests: Sequence[Request], export: Export, image_axis: int, home: torch.device, kind: str
+) -> _Tried:
+    windows: list[int | None] = []
+    sums = beside = 0
+    for request in requests:
+        axis = request.axes.index(image_axis)
+        slab = slab_rows(
+            export.shape_image, image_axis, export.num_logits, [request.shape_network], [axis]
+        )
+        ratio = request.shape_network[axis] / request.shape_cropped[axis]
+        rows = request.window(axis, math.ceil(slab * ratio))
+        rows = request.shape[axis] if kind == "whole" else rows
+        windows.append(None if kind == "whole" else rows)
+        sums += request.sums_bytes(axis, rows)
+        weights = request.weight_bytes(axis, rows)
+        if home.type == "cuda":
+            sums += weights
+        else:
+            beside += weights
+    return _Tried(
+        image_axis=image_axis,
+        home=home,
+        windows=tuple(windows),
+        sums=sums,
+        beside=beside + export.bytes_along(image_axis),
+        scratch=kind == "file",
+    )
+
+
+def _image_axes(requests: Sequence[Request], export: Export, preferred: int) -> list[int]:
+    """Return the axes that may be cut, the one with the smallest windows first.
+
+    Where all rows are held anyway the preferred one comes first.
+    """
+    cost = {
+        axis: _try(requests, export, axis, torch.device("cpu"), "window").sums for axis in range(3)
+    }
+    return sorted(range(3), key=lambda axis: cost[axis] * (1 if axis == preferred else 1.01))
+
+
+def _gpu_room(limits: Limits, device: torch.device) -> int:
+    free, _ = torch.cuda.mem_get_info(device)
+    if limits.vram_bytes is not None:
+        taken = torch.cuda.memory_allocated(device)
+        free = min(free, max(0, limits.vram_bytes - taken))
+    return int(GPU_SHARE * free)
+
+
+def _arrangement(requests: Sequence[Request], found: _Tried, need: int, kind: str) -> Arrangement:
+    layouts = tuple(
+        Layout(
+            axis=request.axes.index(found.image_axis),
+            window=window,
+            device=found.home,
+            in_file=found.scratch,
+            batch=request.batch,
+        )
+        for request, window in zip(requests, found.windows, strict=True)
+    )
+    where = "on the GPU" if found.home.type == "cuda" else "in memory"
+    held = {
+        "whole": f"held whole {where} ({size_words(found.sums)})",
+        "window": f"held {max(w or 0 for w in found.windows)} rows at a time {where} "
+        f"({size_words(found.sums)})",
+        "file": f"held {max(w or 0 for w in found.windows)} rows at a time in a scratch file "
+        f"({size_words(found.sums)})",
+    }[kind]
+    return Arrangement(
+        layouts=layouts,
+        need_bytes=need,
+        words=f"logits {held}, about {size_words(need)} of memory in all",
+        is_plain=kind == "whole",
+    )
+
+
+def features_of(architecture: Architecture) -> int:
+    """Return the features of a network at full resolution."""
+    return architecture.features[0] if architecture.features else 32
+
+
+def read_size(text: str | int | None, name: str) -> int | None:
+    """Return "4GB" or "512MiB" in bytes; a number is one already.
+
+    Args:
+        text: What a user wrote.
+        name: What a message calls it.
+
+    Raises:
+        ConfigError: If it is no size.
+
+    Examples:
+        >>> read_size("1.5GB", "max_memory"), read_size("2 GiB", "max_memory")
+        (1500000000, 2147483648)
+    """
+    if text is None:
+        return None
+    number = str(text).strip().upper()
+    unit = number.lstrip("0123456789.").strip()
+    try:
+        size = int(float(number.removesuffix(unit)) * _UNITS[unit])
+    except (KeyError, ValueError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"{name} is {text!r}; expected a size such as 4GB or 512MiB.")
+    return size
+
+
+def size_words(num_bytes: float) -> str:
+    """Return bytes in words.
+
+    Examples:
+        >>> size_words(3_210_000_000), size_words(45_600_000)
+        ('3.21 GB', '45.6 MB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1e3:.3g} kB"

@@ -1,0 +1,23 @@
+"""Resampling of images, segmentations and logits: one small matrix per axis.
+
+An axis-aligned resize with splines is linear and separable. The matrix of one axis is what the
+reference (`scipy.ndimage.zoom` on half-pixel centres, edges repeated) makes of the identity.
+"""
+
+from __future__ import annotations
+
+from medseg.resample.axis import axis_matrix, new_shape, separate_axis
+from medseg.resample.image import resize
+from medseg.resample.labels import resize_labels
+from medseg.resample.logits import Slab, resize_slab, rows_needed
+
+__all__ = [
+    "Slab",
+    "axis_matrix",
+    "new_shape",
+    "resize",
+    "resize_labels",
+    "resize_slab",
+    "rows_needed",
+    "separate_axis",
+]
