@@ -1,0 +1,37 @@
+"""export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("export")(export)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle or run.")],
+    format: Annotated[str, typer.Option("--format", help="Format: onnx.")],  # noqa: A002 - its name
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the export.")],
+    folds: Annotated[
+        str | None, typer.Option("--folds", help="Folds to export, such as 0,1. Default: all.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="final or best.")] = "final",
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run a network that the model brings as code.")
+    ] = False,
+) -> None:
+    """Write a trained model in a format that other programs run."""
+    from medseg.api import export as exporting
+    from medseg.interop.onnx import TOLERANCE
+    from medseg.report.exports import format_export
+
+    chosen = None if folds is None else [part.strip() for part in folds.split(",")]
+    written = exporting.export(
+        model, output, format=format, folds=chosen, checkpoint=checkpoint, trust_code=trust_code
+    )
+    typer.echo(format_export(written, output, TOLERANCE))
