@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ LAYERS = {
     5: ("infer", "interop"),
     6: ("evaluate", "train"),
     7: ("report",),
-    8: ("api", "demo", "__init__"),
+    8: ("api", "demo", "serve", "__init__"),
     9: ("cli",),
     10: ("__main__",),
 }
@@ -28,6 +29,9 @@ FACE = 8
 """The one layer whose units know each other: together they are what `import medseg` offers."""
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 ONLY_IN_IO = {"SimpleITK", "nibabel", "pydicom"}
+ALONE = "interop/runtime.py"
+"""Copied into every export, where it runs without medseg: it imports nothing of it, nor is it
+imported."""
 SOURCES = {
     path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -92,9 +96,16 @@ def test_only_io_knows_the_image_libraries():
         f"{file} imports {name}"
         for file, source in SOURCES.items()
         for name in imported_names(source)
-        if name.split(".")[0] in ONLY_IN_IO and unit_of(file) != "io"
+        if name.split(".")[0] in ONLY_IN_IO and unit_of(file) != "io" and file != ALONE
     ]
     assert wrong == []
+
+
+def test_the_runtime_of_exports_stands_alone():
+    used = {name.split(".")[0] for name in imported_names(SOURCES[ALONE])}
+    assert used <= sys.stdlib_module_names | {"nibabel", "numpy", "onnxruntime", "scipy"}
+    users = [f for f, s in SOURCES.items() if "medseg.interop.runtime" in imported_names(s)]
+    assert users == []
 
 
 def reads_environment(source: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.cli import dataset, demo, judge, predict, prepare, recipes, train
+from medseg.cli import dataset, demo, export, judge, predict, prepare, recipes, serve, train
 from medseg.cli.options import settings
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, dataset, prepare, train, predict, judge, recipes):
+for group in (demo, dataset, prepare, train, predict, export, judge, recipes, serve):
     group.register(app)
 
 
