@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Device, numbers
-from medseg.report.text import shortened
 
 if TYPE_CHECKING:
     from medseg.schema.prediction import PredictionRow
@@ -170,6 +169,8 @@ class _Progress:
 
     def tile_done(self, case: str, done: int, total: int) -> None:
         """Show the tiles of a case that takes a while."""
+        from medseg.report.text import shortened
+
         if total > 1:
             bar = self._shown()
             bar.set_postfix_str(f"{shortened(case, 24)}: tile {done} of {total}", refresh=False)

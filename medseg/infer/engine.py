@@ -20,11 +20,21 @@ from medseg.infer.member import Member, Ready, Task
 from medseg.infer.memory import Arrangement, Export, Limits, arrange
 from medseg.infer.predictor import not_finite
 from medseg.infer.result import Options
-from medseg.infer.rows import Layout, NotFiniteError, Progress
+from medseg.infer.rows import (
+    Layout,
+    NotFiniteError,
+    Progress,
+    StoppedError,
+    evaluate_together,
+)
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SLOW_MAPS = 4.0
+"""Maps are written slice by slice along K; cut along another axis they take much longer, so its
+windows must be this much smaller to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -36,6 +46,10 @@ class Work:
     maps: Maps
     progress: Progress | None = None
     should_stop: Callable[[], bool] = lambda: False
+
+
+class NotTogetherError(Exception):
+    """Images that are predicted each alone."""
 
 
 class Engine:
@@ -70,6 +84,49 @@ class Engine:
                 logger.warning("%s is full; sums are kept in main memory", self._device)
             torch.cuda.empty_cache()
             return _finite(self._dtype, lambda dtype: self._attempt(work, dtype, on_host=True))
+
+    def reduce_together(self, works: Sequence[Work]) -> list[Reduced | Exception]:
+        """Do the same for several small images, whose tiles share batches.
+
+        What goes wrong with all of them together is tried again with each alone.
+
+        Returns:
+            What became of each image.
+
+        Raises:
+            StoppedError: If somebody asked to stop.
+        """
+        if len(works) == 1:
+            return [self._alone(works[0])]
+        with self._lock:
+            try:
+                return list(self._together(works))
+            except StoppedError:
+                raise
+            except Exception:
+                logger.debug("images are predicted one by one", exc_info=True)
+        return [self._alone(work) for work in works]
+
+    def _alone(self, work: Work) -> Reduced | Exception:
+        try:
+            return self.reduce(work)
+        except StoppedError:
+            raise
+        except Exception as error:
+            return error
+
+    def _together(self, works: Sequence[Work]) -> Iterator[Reduced]:
+        found = [self._arranged(work, on_host=False) for work in works]
+        if self.limits != Limits() or not all(each.is_plain for each in found):
+            raise NotTogetherError
+        parts = [
+            list(self._parts(work, each, self._dtype))
+            for work, each in zip(works, found, strict=True)
+        ]
+        for members in zip(*parts, strict=True):
+            evaluate_together([part.source for part in members])
+        for work, own in zip(works, parts, strict=True):
+            yield reduce_parts(own, self._labels, work.maps)
 
     def network_logits(
         self,
@@ -135,7 +192,15 @@ class Engine:
             for member, ready in zip(self.members, work.prepared.readies, strict=True)
         ]
         device = torch.device("cpu") if on_host else self._device
-        return arrange(requests, self._export(work), self.limits, device)
+        writes_maps = work.options.in_files and "probabilities" in work.options.maps
+        return arrange(
+            requests,
+            self._export(work),
+            self.limits,
+            device,
+            preferred=2,
+            preference=_SLOW_MAPS if writes_maps else 1.01,
+        )
 
     def _stage_layout(self, work: Work) -> Callable[[Member, Ready], Layout]:
         """Return what gives the layout of a stage before."""

@@ -356,7 +356,7 @@ class _Output:
         except OSError as error:
             raise DatasetError(f"{target}: not written: {error}") from error
         with self.lock:
-            self.unsure = ()
+            self.unsure, self.maps = (), None  # the maps of a whole folder would fill the memory
         return PredictionRow(
             case=self.case,
             status="done",
@@ -377,8 +377,9 @@ class _Output:
         """Remove what was begun and is not finished."""
         with self.lock:
             unsure, self.unsure = self.unsure, ()
-            if self.maps is not None:
-                self.maps.discard()
+            maps, self.maps = self.maps, None
+            if maps is not None:
+                maps.discard()
             for path in unsure:
                 if path.is_file():
                     path.unlink()

@@ -173,7 +173,8 @@ def _holds_all(case: str, found: list[tuple[int, Path]], channels: Sequence[str]
     That may be a single file without channel number, or pictures with or without.
     """
     paths = [path for _, path in found]
-    stem, ending = split_ending(paths[0].name)
+    is_folder = paths[0].is_dir()
+    stem, ending = (paths[0].resolve().name, "") if is_folder else split_ending(paths[0].name)
     is_picture = ending in PICTURE_ENDINGS or ending in TIFF_ENDINGS
     in_order = [number for number, _ in found] == list(range(len(found)))
     if not in_order or len(found) >= len(channels) or not (is_picture or stem == case):

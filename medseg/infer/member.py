@@ -95,7 +95,8 @@ class Member:
         self.device = device
         self.networks = tuple(networks)
         self.dtype = None if is_exact else autocast_dtype(device, "auto")
-        self._batch = 1 if is_exact else self._default_batch()
+        self.batch = 1 if is_exact else self._default_batch()
+        """Images the networks are given at once."""
         self._swaps = self._paired_channels()
 
     @property
@@ -188,7 +189,7 @@ class Member:
             num_channels=self.labels.num_logits + measures,
             features=features_of(configuration.architecture),
             num_passes=len(self.networks) * num_flips,
-            batch=self._batch,
+            batch=self.batch,
             value_bytes=4 if self.dtype is None else 2,
         )
 

@@ -26,7 +26,7 @@ FREE_SHARE = 0.8
 """Part of the free memory that is taken where no limit was given."""
 GPU_SHARE = 0.5
 """Part of the free memory of a GPU that sums may take; the rest is the network's."""
-SLAB_COPIES = 4
+SLAB_COPIES = 6
 """Working arrays of export, each as large as the logits of a slab."""
 LIVE_TENSORS = 4
 """Feature maps of full resolution that are alive at once in a network's forward pass."""
@@ -139,6 +139,7 @@ def arrange(
     device: torch.device,
     *,
     preferred: int = 2,
+    preference: float = 1.01,
 ) -> Arrangement:
     """Choose where the sums of all models are kept, so that everything fits.
 
@@ -147,7 +148,8 @@ def arrange(
         export: What is made of their logits.
         limits: What may be taken.
         device: Where the networks are.
-        preferred: Image axis that is cut where all are held whole.
+        preferred: Image axis that is cut unless another one's windows are smaller.
+        preference: How many times smaller.
 
     Raises:
         ConfigError: If it fits in no way, with the least it takes.
@@ -162,7 +164,7 @@ def arrange(
         for kind in KINDS:
             if kind == "file" and home.type == "cuda":
                 continue
-            for axis in _image_axes(requests, export, preferred):
+            for axis in _image_axes(requests, export, preferred, preference):
                 found = _try(requests, export, axis, home, kind)
                 on_home, beside = found.sums, base + found.beside
                 if home.type == "cuda":
@@ -228,15 +230,14 @@ def _try(
     )
 
 
-def _image_axes(requests: Sequence[Request], export: Export, preferred: int) -> list[int]:
-    """Return the axes that may be cut, the one with the smallest windows first.
-
-    Where all rows are held anyway the preferred one comes first.
-    """
+def _image_axes(
+    requests: Sequence[Request], export: Export, preferred: int, preference: float
+) -> list[int]:
+    """Return the axes that may be cut, the one with the smallest windows first."""
     cost = {
         axis: _try(requests, export, axis, torch.device("cpu"), "window").sums for axis in range(3)
     }
-    return sorted(range(3), key=lambda axis: cost[axis] * (1 if axis == preferred else 1.01))
+    return sorted(range(3), key=lambda axis: cost[axis] * (1 if axis == preferred else preference))
 
 
 def _gpu_room(limits: Limits, device: torch.device) -> int:

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from medseg.errors import ConfigError, DatasetError, MedsegError, case_context
+from medseg.execute.resources import resident_bytes
 from medseg.geometry import SpatialRecord
 from medseg.infer import pipeline
 from medseg.infer.bundle import check_supported, find_bundle, read_bundle
 from medseg.infer.engine import Engine, Work
 from medseg.infer.export import volumes_ml
 from medseg.infer.jobs import Computed, Job, Prepared
-from medseg.infer.maps import ArrayMaps, Maps
+from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps
 from medseg.infer.member import Loading, Member, load_member, same_kind
-from medseg.infer.memory import Limits, read_size
+from medseg.infer.memory import Limits, read_size, size_words
 from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
 from medseg.infer.result import MAPS, CaseError, Options, Result, Tta
@@ -109,6 +110,7 @@ class Model:
         self.bundle, self.labels = members[0].bundle, members[0].labels
         self.device, self.checkpoint = members[0].device, checkpoint
         self.limits = limits or Limits()
+        self._own_bytes = resident_bytes()
         self._engine = Engine(members, _shares(weights, len(members)), self.limits)
 
     @property
@@ -168,8 +170,10 @@ class Model:
         options = self.options(wanted, tta=tta, step=step, postprocess=postprocess)
         job = Job(name=case_name(case), case=case, previous_stage=previous_stage)
         with case_context(job.name):
-            prepared = self.prepare(job)
-            return self.finish(self.compute(job, prepared, options), options)
+            (computed,) = self.compute([(job, self.prepare(job))], options)
+            if isinstance(computed, Exception):
+                raise computed
+            return self.finish(computed, options)
 
     def predict_many(
         self,
@@ -226,18 +230,20 @@ class Model:
         stop = threading.Event()
         stages: pipeline.Stages[Job, T] = pipeline.Stages(
             prepare=self.prepare,
-            compute=lambda job, prepared: self.compute(job, prepared, options, stop.is_set),
+            compute=lambda pairs: self.compute(pairs, options, stop.is_set),
             finish=lambda job, computed: finish(job, self.finish(computed, options)),
             fail=fail,
             size=lambda job: job.size_bytes,
+            together=self.members[0].batch if self.limits == Limits() else 1,
         )
         room = self.limits.memory_bytes
-        gate = pipeline.Gate(float("inf") if room is None else room / 2)
+        gate = pipeline.Gate(float("inf") if room is None else room - self._own_bytes)
         return closed(pipeline.run(jobs, stages, stop, gate))
 
     def prepare(self, job: Job) -> Prepared:
         """Read a case and bring it into the network frame of every member."""
         start = time.perf_counter()
+        self._check_room(job)
         source = read_case(job.case, job.name)
         self._check_channels(source)
         told = None
@@ -256,38 +262,53 @@ class Model:
 
     def compute(
         self,
-        job: Job,
-        prepared: Prepared,
+        pairs: Sequence[tuple[Job, Prepared]],
         options: Options,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Computed:
-        """Run the networks on a prepared case and bring what they find to the image's grid.
+    ) -> list[Computed | Exception]:
+        """Run the networks on prepared cases and bring what they find to the images' grids.
 
-        Raises:
-            BundleError: If the networks return values that are not finite, in float32 too.
-            ConfigError: If memory does not suffice.
+        Small images that are ready together share batches where batches are of any use.
+
+        Returns:
+            What came of each case, or what went wrong with it: a `BundleError` where the networks
+            return values that are not finite, a `ConfigError` where memory does not suffice.
         """
         start = time.perf_counter()
-        mirrored = self.members[0].mirror_axes(prepared.readies[0].image, options)
-        maps: Maps = ArrayMaps(frozenset(), (1, 1, 1), 1)
+        works = [self._work(job, prepared, options, should_stop) for job, prepared in pairs]
+        found = self._engine.reduce_together(works)
+        seconds = (time.perf_counter() - start) / len(pairs)
+        return [
+            reduced
+            if isinstance(reduced, Exception)
+            else Computed(
+                prepared=work.prepared,
+                reduced=reduced,
+                maps=work.maps,
+                is_mirrored=bool(self._mirror_axes(work.prepared, options)),
+                seconds=seconds,
+            )
+            for work, reduced in zip(works, found, strict=True)
+        ]
+
+    def _work(
+        self, job: Job, prepared: Prepared, options: Options, should_stop: Callable[[], bool]
+    ) -> Work:
+        maps: Maps = NO_MAPS
         if job.maps_of is not None:
             maps = job.maps_of(prepared)
         elif options.maps:
             maps = ArrayMaps(options.maps, prepared.grid.shape, self.labels.num_logits)
-        work = Work(
+        return Work(
             prepared=prepared,
             options=options,
             maps=maps,
             progress=job.progress,
             should_stop=should_stop,
         )
-        return Computed(
-            prepared=prepared,
-            reduced=self._engine.reduce(work),
-            maps=maps,
-            is_mirrored=bool(mirrored),
-            seconds=time.perf_counter() - start,
-        )
+
+    def _mirror_axes(self, prepared: Prepared, options: Options) -> tuple[int, ...]:
+        return self.members[0].mirror_axes(prepared.readies[0].image, options)
 
     def finish(self, computed: Computed, options: Options) -> Result:
         """Postprocess, measure and judge what the networks found."""
@@ -373,6 +394,14 @@ class Model:
             postprocess=postprocess,
             in_files=in_files,
         )
+
+    def _check_room(self, job: Job) -> None:
+        room, needed = self.limits.memory_bytes, self._own_bytes + job.size_bytes
+        if room is not None and needed > room:
+            raise ConfigError(
+                f"case {job.name!r}: reading and preprocessing take about {size_words(needed)} of "
+                f"memory, {size_words(room)} may be taken. Raise --max-memory."
+            )
 
     def _check_channels(self, source: Source) -> None:
         names = self.bundle.spec.channels

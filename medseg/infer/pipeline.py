@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -50,12 +50,15 @@ class Stages(Generic[I, O]):
     """What is done with an item; each function runs in a thread of its own."""
 
     prepare: Callable[[I], Any]
-    compute: Callable[[I, Any], Any]
+    compute: Callable[[Sequence[tuple[I, Any]]], Sequence[Any]]
+    """Takes items with what was prepared of them; gives a value or an `Exception` for each."""
     finish: Callable[[I, Any], O]
     fail: Callable[[I, Exception], O]
     """Turns what went wrong with an item, in any stage, into its outcome."""
     size: Callable[[I], float] = lambda item: 0.0
     """Memory an item takes, for the gate."""
+    together: int = 1
+    """Most items that are computed at once, where so many are ready."""
 
 
 @dataclass(slots=True)
@@ -85,12 +88,12 @@ def run(
         BaseException: Whatever `items` raises, or a stage raises that is no `Exception`.
     """
     gate = gate or Gate()
-    pipes: list[queue.Queue[Any]] = [queue.Queue(1) for _ in range(3)]
+    pipes: list[queue.Queue[Any]] = [queue.Queue(size) for size in (stages.together, 1, 1)]
     threads = [
         threading.Thread(target=target, args=arguments, daemon=True, name=f"medseg-{name}")
         for name, target, arguments in (
             ("prepare", _first, (items, stages, pipes[0], stop, gate)),
-            ("compute", _middle, (stages.compute, pipes[0], pipes[1], stop)),
+            ("compute", _middle, (stages, pipes[0], pipes[1], stop)),
             ("finish", _last, (stages, pipes[1], pipes[2], stop, gate)),
         )
     ]
@@ -129,21 +132,49 @@ def _first(
 
 
 def _middle(
-    compute: Callable[[Any, Any], Any],
+    stages: Stages[Any, Any],
     source: queue.Queue[Any],
     target: queue.Queue[Any],
     stop: threading.Event,
 ) -> None:
     try:
-        while isinstance(work := _take(source, stop), _Work):
-            value, work.value = work.value, None
-            if work.error is None:
-                _do(work, lambda: compute(work.item, value))  # noqa: B023 - called at once
-            del value
-            _give(target, work, stop)
-        _give(target, work, stop)
+        while isinstance(found := _take(source, stop), _Work):
+            group, found = _group(found, source, stages.together)
+            _compute(group, stages)
+            for work in group:
+                _give(target, work, stop)
+            if not isinstance(found, _Work):
+                break
+        _give(target, found, stop)
     except BaseException as error:
         _give(target, error, stop)
+
+
+def _group(first: _Work, source: queue.Queue[Any], most: int) -> tuple[list[_Work], Any]:
+    """Return works that wait already, and the last thing taken: what is no work ends the group."""
+    group, found = [first], first
+    while len(group) < most and isinstance(found, _Work):
+        try:
+            found = source.get_nowait()
+        except queue.Empty:
+            break
+        if isinstance(found, _Work):
+            group.append(found)
+    return group, found
+
+
+def _compute(group: Sequence[_Work], stages: Stages[Any, Any]) -> None:
+    """Put a value or an error into each work that has none yet."""
+    able = [work for work in group if work.error is None]
+    if not able:
+        return
+    try:
+        found = stages.compute([(work.item, work.value) for work in able])
+    except Exception as error:
+        found = [error] * len(able)
+    for work, value in zip(able, found, strict=True):
+        work.error = value if isinstance(value, Exception) else None
+        work.value = None if isinstance(value, Exception) else value
 
 
 def _last(

@@ -6,7 +6,6 @@ Shape letters: C image channels, L logit channels, n0 n1 n2 network axes, B tile
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -146,9 +145,9 @@ class LogitRows:
         self._weight = self._importance()
 
     @property
-    def device(self) -> torch.device:
-        """Return where the rows are."""
-        return self._layout.device
+    def num_tiles(self) -> int:
+        """Return how many tiles there are."""
+        return len(self._boxes)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Return logits of rows of the image, in any order that does not go back behind `release`.
@@ -175,24 +174,19 @@ class LogitRows:
         if self._sums is not None:
             self._sums.release(stop + self._volume.inner[self.axis].start)
 
-    def finish(self) -> None:
-        """Evaluate every tile; the window must hold the whole axis."""
-        self._reach(self._volume.shape[self.axis])
-        image = self._volume.image
-        self._volume = replace(self._volume, image=image.new_empty((0, *image.shape[1:])))
-
-    def close(self) -> None:
-        """Forget everything, so that its memory is free."""
-        self._sums = None
-
     def _reach(self, row: int) -> Sums:
         """Evaluate tiles until no other will touch rows before `row`."""
+        sums = self._started()
+        with torch.inference_mode(), evaluating(self._runner.networks):
+            while self._done < len(self._boxes) and self._boxes[self._done][self.axis].start < row:
+                self._advance(sums)
+        return sums
+
+    def _started(self) -> Sums:
+        """Make room for the sums, if that has not been done."""
         if self._sums is None:
             self._volume = self._volume.to(self._layout.device)
             self._sums = self._new_sums()
-        with torch.inference_mode(), evaluating(self._runner.networks):
-            while self._done < len(self._boxes) and self._boxes[self._done][self.axis].start < row:
-                self._advance(self._sums)
         return self._sums
 
     def _advance(self, sums: Sums) -> None:
@@ -212,8 +206,12 @@ class LogitRows:
             torch.cuda.empty_cache()
             return
         for box, values in zip(boxes, logits, strict=True):
-            sums.add(box, values.unsqueeze(1) if self._volume.is_2d else values, self._weight)
-        self._done += len(boxes)
+            self._take(sums, box, values)
+
+    def _take(self, sums: Sums, box: Box, values: torch.Tensor) -> None:
+        """Add the logits (L, *tile) of the next tile."""
+        sums.add(box, values.unsqueeze(1) if self._volume.is_2d else values, self._weight)
+        self._done += 1
         self._progress(self._done, len(self._boxes))
 
     def _next_boxes(self) -> list[Box]:
@@ -242,15 +240,38 @@ class LogitRows:
         return weight.reshape(tile).to(self._layout.device)
 
 
+def evaluate_together(many: Sequence[LogitRows]) -> None:
+    """Evaluate all tiles of several images, which share batches across their borders.
+
+    Args:
+        many: Images for the same networks, mirrored alike, whose sums are held whole.
+
+    Raises:
+        StoppedError: If somebody asked to stop.
+    """
+    first = many[0]
+    runner, batch = first._runner, first._batch
+    if any(rows._runner.flips != runner.flips for rows in many):
+        raise ValueError("images that share batches must be mirrored alike")
+    tiles = [(rows, box) for rows in many for box in rows._boxes]
+    with torch.inference_mode(), evaluating(runner.networks):
+        for start in range(0, len(tiles), batch):
+            if first._should_stop():
+                raise StoppedError
+            part = tiles[start : start + batch]
+            sums = [rows._started() for rows, _ in part]
+            cut = [
+                rows._volume.cut([box], runner.device, runner.num_previous) for rows, box in part
+            ]
+            logits = runner.run(torch.cat(cut), batch)
+            for (rows, box), own, values in zip(part, sums, logits, strict=True):
+                rows._take(own, box, values)
+
+
 def batch_rows(volume: Volume, layout: Layout) -> int:
     """Return how many rows the tiles of one batch may span: slices of 2D go together."""
     tile = volume.tile[layout.axis]
     return max(tile, layout.batch) if volume.is_2d and layout.axis == 0 else tile
-
-
-def num_boxes(shape: Sequence[int], tile: Sequence[int], step: float) -> int:
-    """Return how many tiles a padded volume takes."""
-    return math.prod(len(starts) for starts in _starts(shape, tile, step))
 
 
 def _starts(shape: Sequence[int], tile: Sequence[int], step: float) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from medseg.infer.pipeline import Gate, Stages, run
 def stages(**changes):
     values = {
         "prepare": lambda item: item * 10,
-        "compute": lambda item, value: value + 1,
+        "compute": lambda pairs: [value + 1 for _, value in pairs],
         "finish": lambda item, value: (item, value),
         "fail": lambda item, error: (item, f"{type(error).__name__}: {error}"),
     }
@@ -38,10 +38,10 @@ def test_every_item_passes_every_stage_in_order():
 def test_what_goes_wrong_with_one_item_is_its_outcome(stage):
     original = getattr(stages(), stage)
 
-    def flaky(item, *rest):
-        if item == 2:
+    def flaky(given, *rest):
+        if (given[0][0] if stage == "compute" else given) == 2:
             raise ValueError("no")
-        return original(item, *rest)
+        return original(given, *rest)
 
     found = outcomes(range(5), stages(**{stage: flaky}))
     assert found[2] == (2, "ValueError: no")
@@ -49,8 +49,9 @@ def test_what_goes_wrong_with_one_item_is_its_outcome(stage):
 
 
 def test_stages_work_side_by_side():
-    def slow(*_):
+    def slow(given, *_):
         time.sleep(0.1)
+        return [None] if isinstance(given, list) else None
 
     start = time.perf_counter()
     outcomes(range(6), stages(prepare=slow, compute=slow, finish=slow))
@@ -97,10 +98,11 @@ def test_a_consumer_that_goes_ends_the_stages():
 def test_long_work_can_ask_whether_it_is_still_wanted():
     stop, seen = threading.Event(), threading.Event()
 
-    def patient(item, value):
+    def patient(pairs):
         seen.set()
         while not stop.is_set():
             time.sleep(0.01)
+        return [None] * len(pairs)
 
     found = run(range(3), stages(compute=patient), stop)
     threading.Thread(target=lambda: (seen.wait(), stop.set()), daemon=True).start()
@@ -122,10 +124,34 @@ def test_items_that_are_large_together_wait_for_each_other():
             inside.remove(item)
         return item
 
-    chosen = stages(prepare=prepare, compute=lambda item, value: time.sleep(0.01), finish=finish,
+    chosen = stages(prepare=prepare, compute=lambda pairs: [time.sleep(0.01)], finish=finish,
                     size=lambda item: 6)  # fmt: skip
     assert outcomes(range(8), chosen, gate=Gate(13)) == list(range(8))
     assert max(most) == 2
     most.clear()
     assert outcomes(range(4), chosen, gate=Gate(1)) == list(range(4)), "one always passes"
     assert max(most) == 1
+
+
+def test_items_that_are_ready_are_computed_together():
+    """No more than asked for at once, in order, and one that failed before is left out."""
+    groups, begun = [], threading.Event()
+
+    def prepare(item):
+        if item == 3:
+            raise ValueError("no")
+        if item == 11:
+            begun.set()
+        return item
+
+    def compute(pairs):
+        begun.wait(5)
+        groups.append([item for item, _ in pairs])
+        return [ValueError("odd") if item == 6 else value for item, value in pairs]
+
+    found = outcomes(range(12), stages(prepare=prepare, compute=compute, together=11))
+    failed = {3: (3, "ValueError: no"), 6: (6, "ValueError: odd")}
+    assert found == [failed.get(n, (n, n)) for n in range(12)]
+    assert max(map(len, groups)) > 3
+    assert max(map(len, groups)) <= 11
+    assert [item for group in groups for item in group] == [n for n in range(12) if n != 3]

@@ -237,7 +237,7 @@ def test_progress_ends_at_the_number_of_tiles():
         tile_batch=3,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(3, 4), (4, 4)]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 class Overflowing(nn.Module):

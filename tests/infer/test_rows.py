@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from medseg.infer.predictor import predict_logits
-from medseg.infer.rows import Layout, LogitRows, NotFiniteError, StoppedError, Volume
+from medseg.infer.rows import (
+    Layout,
+    LogitRows,
+    NotFiniteError,
+    StoppedError,
+    Volume,
+    evaluate_together,
+)
 from medseg.infer.runner import make_runner
 from medseg.infer.sums import FileStore, MemoryStore, Sums
 
@@ -85,8 +92,8 @@ def test_tiles_are_evaluated_when_their_rows_are_asked_for():
     rows.release(3)
     rows.rows(3, 5)
     assert len(seen) == 2
-    rows.finish()
-    assert len(seen) == len(range(0, 33, 4))
+    rows.rows(5, 40)
+    assert len(seen) == len(range(0, 33, 4)) == rows.num_tiles
 
 
 def test_a_window_that_is_too_small_is_misuse():
@@ -153,6 +160,20 @@ def test_other_errors_of_a_network_are_not_taken_for_a_full_gpu():
     rows = rows_of([Wrong()], image((30, 6, 7)), (8, 6, 7), Layout(batch=4))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         rows.rows(0, 30)
+
+
+@pytest.mark.parametrize("tile", [(8, 6, 7), (6, 7)], ids=["3d", "2d"])
+def test_tiles_of_several_images_share_batches(tile):
+    """Each image comes out as it does alone."""
+    shapes = [(8, 6, 7), (3, 9, 7), (13, 6, 11)]
+    networks, options = [network(len(tile), 4)], {"mirror_axes": (1,)}
+    images = [image(shape, seed) for seed, shape in enumerate(shapes)]
+    alone = [predict_logits(networks, one, tile, num_logits=3, **options) for one in images]
+    runner = make_runner(networks, num_channels=2, num_logits=3, **options)
+    many = [LogitRows(runner, Volume.of(one, tile), Layout(batch=4)) for one in images]
+    evaluate_together(many)
+    for rows, expected in zip(many, alone, strict=True):
+        torch.testing.assert_close(rows.rows(0, rows.shape[0]), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 16])
