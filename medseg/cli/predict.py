@@ -86,11 +86,13 @@ def predict(  # noqa: PLR0913 - one option of the command each
     ] = False,
 ) -> int:
     """Segment images with a trained model."""
+    from medseg.cli.processes import use_cpus
     from medseg.infer.folder import predict_folder
     from medseg.infer.model import load
     from medseg.report.predictions import format_predictions
 
     with _interruptible(), _Progress() as shown:
+        use_cpus()
         loaded = load(
             model,
             device=device,

@@ -13,6 +13,7 @@ import typer
 
 from medseg.cli.options import settings
 from medseg.errors import ConfigError
+from medseg.execute.resources import num_cpus
 
 _NEIGHBOURS = "MEDSEG_NEIGHBOURS"
 """Set for trainings side by side: they share the memory of the machine."""
@@ -37,6 +38,17 @@ def joined_processes(device: str) -> Iterator[str]:
     name = processes.device_name(device)
     with joined(processes, pick_device(name)):
         yield name
+
+
+def use_cpus() -> None:
+    """Compute with as many threads as the process may use, unless OMP_NUM_THREADS says otherwise.
+
+    Affinity is respected by itself; the quota of a container is not.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(num_cpus())
 
 
 def neighbours() -> int:

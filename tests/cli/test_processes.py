@@ -192,3 +192,21 @@ def test_too_few_gpus_and_a_device_beside_gpus_are_refused(free):
 def test_a_lone_process_is_joined_with_nobody(monkeypatch):
     with processes.joined_processes("cpu") as device:
         assert device == "cpu"
+
+
+def test_prediction_uses_the_processors_it_may(monkeypatch):
+    """The quota of a container counts; a number the user has set stands."""
+    import torch
+
+    from medseg.cli import processes
+
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(processes, "num_cpus", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    processes.use_cpus()
+    assert seen == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    processes.use_cpus()
+    assert seen == [3]
+    assert torch.get_num_threads() == before
