@@ -94,7 +94,8 @@ class TestCommands:
     def test_readme_shows_the_way_from_data_to_scores(self) -> None:
         shown = [arguments[0] for code in blocks("README.md", "bash")
                  for arguments in command_lines(code)]  # fmt: skip
-        assert shown == ["plan-and-preprocess", "train", "crossval", "predict", "evaluate"]
+        way = ["plan-and-preprocess", "train", "crossval", "predict", "evaluate"]
+        assert shown == [*way, "predict", "export", "serve"]
 
     @pytest.mark.parametrize("page", PAGES)
     def test_commands_in_running_text_exist(self, page: str) -> None:

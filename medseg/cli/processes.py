@@ -13,7 +13,6 @@ import typer
 
 from medseg.cli.options import settings
 from medseg.errors import ConfigError
-from medseg.execute.resources import num_cpus
 
 _NEIGHBOURS = "MEDSEG_NEIGHBOURS"
 """Set for trainings side by side: they share the memory of the machine."""
@@ -46,6 +45,8 @@ def use_cpus() -> None:
     Affinity is respected by itself; the quota of a container is not.
     """
     import torch
+
+    from medseg.execute.resources import num_cpus
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(num_cpus())

@@ -66,6 +66,7 @@ class Engine:
         self.members, self.limits = tuple(members), limits
         self._shares, self._lock = tuple(shares), threading.Lock()
         self._labels, self._device = members[0].labels, members[0].device
+        self._has_told = False
 
     def reduce(self, work: Work) -> Reduced:
         """Run the networks and bring what they find to the image's grid.
@@ -166,7 +167,8 @@ class Engine:
     def _attempt(self, work: Work, dtype: torch.dtype | None, *, on_host: bool = False) -> Reduced:
         """Reduce in one arithmetic; on the host the sums do not touch the GPU."""
         found = self._arranged(work, on_host=on_host)
-        if not found.is_plain or self.limits != Limits():
+        if not found.is_plain or (self.limits != Limits() and not self._has_told):
+            self._has_told = True
             logger.info("case %s: %s", work.prepared.name, found.words)
         return reduce_parts(list(self._parts(work, found, dtype)), self._labels, work.maps)
 

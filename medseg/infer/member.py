@@ -98,6 +98,7 @@ class Member:
         self.batch = 1 if is_exact else self._default_batch()
         """Images the networks are given at once."""
         self._swaps = self._paired_channels()
+        self._said: set[tuple[int, ...]] = set()
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -220,7 +221,9 @@ class Member:
         return indices_for_next_stage(rows, ready.before.record, ready.record, self.previous.labels)
 
     def mirror_axes(self, image: torch.Tensor, options: Options, name: str = "") -> tuple[int, ...]:
-        """Return the axes to mirror; `auto` decides by the work it takes and, with a name, says so.
+        """Return the axes to mirror; `auto` decides by the work it takes.
+
+        With a name it says so, once for each choice.
 
         Args:
             image: (C, n0, n1, n2), preprocessed.
@@ -234,10 +237,12 @@ class Member:
         passes = len(self.networks) * len(mirror_subsets(axes))
         affordable = passes * tiles * math.prod(self.tile) <= CPU_FLIP_VOXELS
         chosen = axes if self.device.type != "cpu" or affordable else ()
-        if name:
+        if name and chosen not in self._said:
+            self._said.add(chosen)
             logger.info(
-                "case %s: tta auto chose %s (%d tiles x %d passes with flips, on %s)",
-                name, "flips" if chosen else "none", tiles, passes, self.device,
+                "case %s: tta auto chose %s (%d %s x %d passes with flips, on %s)",
+                name, "flips" if chosen else "none", tiles, "tiles" if tiles > 1 else "tile",
+                passes, self.device,
             )  # fmt: skip
         return chosen
 

@@ -122,8 +122,8 @@ def disagreement_flags(mean_disagreement_foreground: float) -> tuple[str, ...]:
     """
     if not mean_disagreement_foreground > DISAGREEMENT:
         return ()
-    found = f"{100 * mean_disagreement_foreground:.0f} %"
-    limit = f"{100 * DISAGREEMENT:.0f} %"
+    found = f"{100 * mean_disagreement_foreground:.0f}%"
+    limit = f"{100 * DISAGREEMENT:.0f}%"
     return (f"the folds disagree by {found} within what was found, usual is less than {limit}",)
 
 
@@ -255,8 +255,8 @@ def _border_flags(
     side = _side(*max(at_border, key=at_border.__getitem__), affine)
     there = _between(100 * usual.percentile_05, 100 * usual.percentile_95)
     return [
-        f"{_words(100 * share)} % of the foreground touches the image border, mostly {side}; "
-        f"usually {there} %"
+        f"{_words(100 * share)}% of the foreground touches the image border, mostly {side}; "
+        f"usually {there}%"
     ]
 
 

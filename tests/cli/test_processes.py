@@ -199,10 +199,11 @@ def test_prediction_uses_the_processors_it_may(monkeypatch):
     import torch
 
     from medseg.cli import processes
+    from medseg.execute import resources
 
     before, seen = torch.get_num_threads(), []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    monkeypatch.setattr(processes, "num_cpus", lambda: 3)
+    monkeypatch.setattr(resources, "num_cpus", lambda: 3)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     processes.use_cpus()
     assert seen == []

@@ -220,7 +220,10 @@ def test_loading_leaves_the_random_state_alone(bundle_folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_flips_change_the_result_and_auto_follows_the_work(model, image, monkeypatch, caplog):
+def test_flips_change_the_result_and_auto_follows_the_work(
+    bundle_folder, image, monkeypatch, caplog
+):
+    model = load(bundle_folder, device="cpu", mode="exact")
     caplog.set_level(logging.INFO, "medseg.infer.member")
     found = {
         tta: model.predict(image, probabilities=True, tta=tta).probabilities

@@ -231,7 +231,7 @@ def test_foreground_cut_by_the_border(make, healthy, training):
     """The gland reaches the last voxels of axis I; reversed in storage, it is the same side."""
     labels = np.roll(healthy.labels, 3, axis=0)
     flag = only(replace(healthy, labels=labels).flags(training))
-    assert flag.endswith("% of the foreground touches the image border, mostly right; usually 0 %")
+    assert flag.endswith("% of the foreground touches the image border, mostly right; usually 0%")
     reverse = np.eye(4)
     reverse[0, 0], reverse[0, 3] = -1, SHAPE[0] - 1
     grid = Grid(SHAPE, healthy.grid.affine @ reverse)
@@ -259,7 +259,7 @@ def test_nothing_found_is_the_only_flag_then(healthy, training):
 
 def test_disagreement_of_the_folds():
     flag = only(disagreement_flags(0.314))
-    assert flag == "the folds disagree by 31 % within what was found, usual is less than 20 %"
+    assert flag == "the folds disagree by 31% within what was found, usual is less than 20%"
     for silent in (0.0, quality.DISAGREEMENT, float("nan")):
         assert disagreement_flags(silent) == ()
 
