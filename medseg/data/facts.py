@@ -59,7 +59,7 @@ def voxel_ml(affine: npt.ArrayLike) -> float:
         affine: (4, 4) voxel index to RAS+ mm.
 
     Examples:
-        >>> voxel_ml(np.diag([-2.0, 5.0, 10.0, 1.0]))
+        >>> round(voxel_ml(np.diag([-2.0, 5.0, 10.0, 1.0])), 9)
         0.1
     """
     return abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.geometry import SpatialRecord
 from medseg.infer.export import Part, Reduced, reduce_parts
 from medseg.infer.jobs import Prepared
 from medseg.infer.maps import Maps
 from medseg.infer.member import Member, Ready, Task
-from medseg.infer.memory import Arrangement, Export, Limits, arrange
+from medseg.infer.memory import FREE_SHARE, Arrangement, Export, Limits, arrange
 from medseg.infer.predictor import not_finite
 from medseg.infer.result import Options
 from medseg.infer.rows import (
@@ -27,10 +28,14 @@ from medseg.infer.rows import (
     StoppedError,
     evaluate_together,
 )
+from medseg.infer.tiles import num_tiles
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SMALL = 4
+"""Images of more batches than this gain nothing from sharing them."""
 
 _SLOW_MAPS = 4.0
 """Maps are written slice by slice along K; cut along another axis they take much longer, so its
@@ -89,7 +94,7 @@ class Engine:
     def reduce_together(self, works: Sequence[Work]) -> list[Reduced | Exception]:
         """Do the same for several small images, whose tiles share batches.
 
-        What goes wrong with all of them together is tried again with each alone.
+        Images that are large, mirrored differently, or too much together are predicted alone.
 
         Returns:
             What became of each image.
@@ -102,10 +107,8 @@ class Engine:
         with self._lock:
             try:
                 return list(self._together(works))
-            except StoppedError:
-                raise
-            except Exception:
-                logger.debug("images are predicted one by one", exc_info=True)
+            except (NotTogetherError, NotFiniteError, torch.OutOfMemoryError) as reason:
+                logger.debug("images are predicted one by one (%s)", type(reason).__name__)
         return [self._alone(work) for work in works]
 
     def _alone(self, work: Work) -> Reduced | Exception:
@@ -118,8 +121,7 @@ class Engine:
 
     def _together(self, works: Sequence[Work]) -> Iterator[Reduced]:
         found = [self._arranged(work, on_host=False) for work in works]
-        if self.limits != Limits() or not all(each.is_plain for each in found):
-            raise NotTogetherError
+        self._check_together(works, found)
         parts = [
             list(self._parts(work, each, self._dtype))
             for work, each in zip(works, found, strict=True)
@@ -128,6 +130,35 @@ class Engine:
             evaluate_together([part.source for part in members])
         for work, own in zip(works, parts, strict=True):
             yield reduce_parts(own, self._labels, work.maps)
+
+    def _check_together(self, works: Sequence[Work], found: Sequence[Arrangement]) -> None:
+        """Check that images are small, mirrored alike and fit into memory together.
+
+        Raises:
+            NotTogetherError: If not.
+        """
+        resident = resident_bytes()
+        need = sum(each.need_bytes - resident for each in found)
+        fits = need <= FREE_SHARE * free_memory_bytes() and all(each.is_plain for each in found)
+        mirrorings = {
+            tuple(
+                member.mirror_axes(ready.image, work.options)
+                for member, ready in zip(self.members, work.prepared.readies, strict=True)
+            )
+            for work in works
+        }
+        pairs = [
+            (member, ready)
+            for work in works
+            for member, ready in zip(self.members, work.prepared.readies, strict=True)
+        ]
+        step = works[0].options.step
+        are_small = all(
+            num_tiles(ready.image.shape[1:], member.tile, step) <= _SMALL * member.batch
+            for member, ready in pairs
+        )
+        if self.limits != Limits() or not (fits and are_small and len(mirrorings) == 1):
+            raise NotTogetherError
 
     def network_logits(
         self,
@@ -153,7 +184,8 @@ class Engine:
         ready = Ready(image=image, record=record)
 
         def made(dtype: torch.dtype | None) -> torch.Tensor:
-            task = Task(name=name, options=options, layout=Layout(), dtype=dtype)
+            layout = Layout(batch=self.members[0].batch)
+            task = Task(name=name, options=options, layout=layout, dtype=dtype)
             rows = self.members[0].rows(ready, task, previous)
             return rows.rows(0, rows.shape[0])[: self._labels.num_logits].contiguous()
 
@@ -170,21 +202,30 @@ class Engine:
         if not found.is_plain or (self.limits != Limits() and not self._has_told):
             self._has_told = True
             logger.info("case %s: %s", work.prepared.name, found.words)
-        return reduce_parts(list(self._parts(work, found, dtype)), self._labels, work.maps)
+        parts = list(self._parts(work, found, dtype, on_host=on_host))
+        return reduce_parts(parts, self._labels, work.maps)
 
-    def _parts(self, work: Work, found: Arrangement, dtype: torch.dtype | None) -> Iterator[Part]:
+    def _parts(
+        self,
+        work: Work,
+        found: Arrangement,
+        dtype: torch.dtype | None,
+        *,
+        on_host: bool = False,
+    ) -> Iterator[Part]:
         """Yield what each member says; the stages before have spoken by then."""
         rows = zip(self.members, work.prepared.readies, self._shares, found.layouts, strict=True)
         for member, ready, share, layout in rows:
             task = Task(
                 name=work.prepared.name,
                 options=work.options,
-                layout=layout,
+                layout=replace(layout, scratch=work.options.folder),
                 dtype=dtype,
                 progress=work.progress,
                 should_stop=work.should_stop,
             )
-            before = member.found_before(ready, task, self._stage_layout(work))
+            stage_layout = self._stage_layout(work, on_host=on_host)
+            before = member.found_before(ready, task, stage_layout)
             source = member.rows(ready, task, before)
             yield Part(source=source, record=ready.record, weight=share)
 
@@ -204,13 +245,26 @@ class Engine:
             preference=_SLOW_MAPS if writes_maps else 1.01,
         )
 
-    def _stage_layout(self, work: Work) -> Callable[[Member, Ready], Layout]:
-        """Return what gives the layout of a stage before."""
+    def _stage_layout(
+        self, work: Work, *, on_host: bool
+    ) -> Callable[[Member, Ready, SpatialRecord], Layout]:
+        """Return what gives the layout of a stage before; its slabs are of the next one's grid."""
 
-        def layout(member: Member, ready: Ready) -> Layout:
-            requests = [member.request(ready, replace(work.options, disagreement=False))]
-            export = replace(self._export(work), num_models=1)
-            return arrange(requests, export, self.limits, self._device).layouts[0]
+        def layout(member: Member, ready: Ready, target: SpatialRecord) -> Layout:
+            a, b, c = target.shape_network
+            request = member.request(ready, replace(work.options, disagreement=False))
+            order = [target.axes.index(axis) for axis in range(3)]
+            i, j, k = (target.shape_network[d] for d in order)
+            export = replace(self._export(work), num_models=1, shape_image=(i, j, k))
+            found = arrange(
+                [replace(request, shape_cropped=(a, b, c))],
+                export,
+                self.limits,
+                torch.device("cpu") if on_host else self._device,
+            )
+            if not found.is_plain:
+                logger.info("case %s, first stage: %s", work.prepared.name, found.words)
+            return replace(found.layouts[0], scratch=work.options.folder)
 
         return layout
 

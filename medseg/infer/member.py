@@ -15,7 +15,7 @@ from torch import nn
 
 from medseg.crop import crop
 from medseg.errors import BundleError, ConfigError
-from medseg.geometry import SpatialRecord
+from medseg.geometry import SpatialRecord, orient
 from medseg.infer.bundle import Bundle
 from medseg.infer.export import Source as Logits
 from medseg.infer.export import indices_for_next_stage
@@ -30,7 +30,7 @@ from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype
 from medseg.models.weights import load_into, load_weights
 from medseg.preprocess.pipeline import preprocess_case
-from medseg.resample import resize_labels, separate_axis
+from medseg.resample import new_shape, resize_labels, separate_axis
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,17 @@ class Member:
         separate = separate_axis(record.spacing_cropped, record.spacing_network)
         return resize_labels(cropped, record.shape_network, separate=separate)
 
+    def preprocess_bytes(self, source: Source) -> int:
+        """Return what bringing a case into the network frame takes beside the case itself."""
+        grid, spacing = source.grid, self.bundle.configuration.spacing
+        axes, _ = orient(grid.affine, self.bundle.plans.network_axes)
+        own = [grid.spacing[axis] for axis in axes]
+        target = (*own[: 3 - len(spacing)], *spacing)
+        shape = new_shape([grid.shape[axis] for axis in axes], own, target)
+        before, after = math.prod(grid.shape), math.prod(shape)
+        per_channel = 4 * len(source.channels)
+        return per_channel * (before + after) + 8 * max(before, after) + 2 * before
+
     def rows(
         self, ready: Ready, task: Task, found: NDArray[np.unsignedinteger[Any]] | None = None
     ) -> LogitRows:
@@ -198,21 +209,22 @@ class Member:
         self,
         ready: Ready,
         task: Task,
-        arranged: Callable[[Member, Ready], Layout],
+        arranged: Callable[[Member, Ready, SpatialRecord], Layout],
     ) -> NDArray[np.unsignedinteger[Any]] | None:
         """Return what the stage before finds, on this stage's grid; None where there is none.
 
         Args:
             ready: The image.
             task: How this stage predicts it.
-            arranged: Gives the layout of a member's own logits.
+            arranged: Gives the layout of a member's logits, which are resampled to what a record
+                says of the network's frame.
         """
         if self.previous is None or ready.before is None:
             return ready.told
         own = Task(
             name=task.name,
             options=replace(task.options, disagreement=False),
-            layout=arranged(self.previous, ready.before),
+            layout=arranged(self.previous, ready.before, ready.record),
             dtype=task.dtype,
             should_stop=task.should_stop,
         )

@@ -7,10 +7,11 @@ a scratch file.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 FREE_SHARE = 0.8
 """Part of the free memory that is taken where no limit was given."""
-GPU_SHARE = 0.5
-"""Part of the free memory of a GPU that sums may take; the rest is the network's."""
+GPU_SHARE = 0.9
+"""Part of the free memory of a GPU, or of the limit, that is counted on."""
 SLAB_COPIES = 6
 """Working arrays of export, each as large as the logits of a slab."""
 LIVE_TENSORS = 4
@@ -111,12 +112,16 @@ class Export:
     """Bytes of the maps that are returned in memory, whole."""
     num_models: int = 1
 
-    def bytes_along(self, image_axis: int) -> int:
-        """Return what export takes where it cuts one axis of the image."""
+    @property
+    def kept_bytes(self) -> int:
+        """Return what is there until the end: the segmentation, and maps in memory."""
+        return math.prod(self.shape_image) * self.label_bytes + self.map_bytes
+
+    def slab_bytes(self, image_axis: int) -> int:
+        """Return what the slabs take where one axis of the image is cut."""
         row = self.num_logits * math.prod(self.shape_image) // self.shape_image[image_axis]
         slab = max(row, min(SLAB_ELEMENTS, row * self.shape_image[image_axis]))
-        copies = SLAB_COPIES + self.num_models - 1
-        return 4 * slab * copies + math.prod(self.shape_image) * self.label_bytes + self.map_bytes
+        return 4 * slab * (SLAB_COPIES + self.num_models - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,57 +159,106 @@ def arrange(
     Raises:
         ConfigError: If it fits in no way, with the least it takes.
     """
-    resident = resident_bytes()
-    total = limits.memory_bytes or resident + int(FREE_SHARE * free_memory_bytes())
-    on_cpu = device.type != "cuda"
+    axes = _image_axes(requests, export, preferred, preference)
+    if device.type == "cuda":
+        requests = [
+            _with_smaller_batch(request, _gpu_bytes(limits, device)) for request in requests
+        ]
+        found = _on_gpu(requests, export, limits, device, axes)
+        if found is not None:
+            return found
+    return _on_host(requests, export, limits, axes, on_cpu=device.type != "cuda")
+
+
+def _on_gpu(
+    requests: Sequence[Request],
+    export: Export,
+    limits: Limits,
+    device: torch.device,
+    axes: Sequence[int],
+) -> Arrangement | None:
+    """Return how everything fits beside the networks; None where it does not."""
+    room = _gpu_bytes(limits, device)
+    resident, total = _taken_and_total(limits)
+    for kind, axis in itertools.product(("whole", "window"), axes):
+        found = _try(requests, export, axis, kind)
+        images = sum(4 * r.num_inputs * math.prod(r.shape) for r in requests)
+        network = max(request.network_bytes for request in requests)
+        on_gpu = network + images + found.sums + found.weights + export.slab_bytes(axis)
+        need = resident + export.kept_bytes
+        if kind in KINDS and on_gpu <= room and need <= total:
+            return _arrangement(requests, found, need, kind, device)
+    return None
+
+
+def _on_host(
+    requests: Sequence[Request],
+    export: Export,
+    limits: Limits,
+    axes: Sequence[int],
+    *,
+    on_cpu: bool,
+) -> Arrangement:
+    """Return how everything fits into main memory.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    resident, total = _taken_and_total(limits)
     base = resident + (sum(r.network_bytes for r in requests) if on_cpu else 0)
-    homes = [torch.device("cpu")] if on_cpu else [device, torch.device("cpu")]
     least: int | None = None
-    for home in homes:
-        for kind in KINDS:
-            if kind == "file" and home.type == "cuda":
-                continue
-            for axis in _image_axes(requests, export, preferred, preference):
-                found = _try(requests, export, axis, home, kind)
-                on_home, beside = found.sums, base + found.beside
-                if home.type == "cuda":
-                    if on_home <= _gpu_room(limits, device) and beside <= total:
-                        return _arrangement(requests, found, beside, kind)
-                    continue
-                need = beside + (0 if kind == "file" else on_home)
-                least = need if least is None else min(least, need)
-                if need <= total:
-                    return _arrangement(requests, found, need, kind)
-                if kind == "whole":
-                    break
+    for kind, axis in itertools.product(KINDS, axes):
+        found = _try(requests, export, axis, kind)
+        need = base + found.weights + export.slab_bytes(axis) + export.kept_bytes
+        need += 0 if kind == "file" else found.sums
+        least = need if least is None else min(least, need)
+        if need <= total:
+            return _arrangement(requests, found, need, kind, torch.device("cpu"))
+    advice = "Close other programs, or predict on a machine with more memory."
     raise ConfigError(
         f"this image needs at least {size_words(least or 0)} of memory ({size_words(resident)} are "
         f"taken now), {size_words(total)} may be taken. "
-        + (
-            "Raise --max-memory (max_memory in Python)."
-            if limits.memory_bytes
-            else "Close other programs, or predict on a machine with more memory."
-        )
+        + ("Raise --max-memory (max_memory in Python)." if limits.memory_bytes else advice)
     )
+
+
+def _taken_and_total(limits: Limits) -> tuple[int, int]:
+    """Return what the process holds and what it may hold, in bytes."""
+    resident = resident_bytes()
+    return resident, limits.memory_bytes or resident + int(FREE_SHARE * free_memory_bytes())
+
+
+def _gpu_bytes(limits: Limits, device: torch.device) -> int:
+    """Return what may still be taken of a GPU: blocks that torch keeps for later count as free."""
+    taken = torch.cuda.memory_allocated(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - taken
+    if limits.vram_bytes is not None:
+        free = min(free, max(0, limits.vram_bytes - taken))
+    return int(GPU_SHARE * free)
+
+
+def _with_smaller_batch(request: Request, room: int) -> Request:
+    """Return the request with the largest batch whose forward pass takes half of the room."""
+    batch = request.batch
+    while batch > 1 and replace(request, batch=batch).network_bytes > room / 2:
+        batch = (batch + 1) // 2
+    return replace(request, batch=batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tried:
     image_axis: int
-    home: torch.device
     windows: tuple[int | None, ...]
     sums: int
     """Bytes of all sums."""
-    beside: int
-    """Bytes of everything else: weights' sums, export."""
-    scratch: bool
+    weights: int
+    """Bytes of the summed weights of tiles."""
 
 
-def _try(
-    requests: Sequence[Request], export: Export, image_axis: int, home: torch.device, kind: str
-) -> _Tried:
+def _try(requests: Sequence[Request], export: Export, image_axis: int, kind: str) -> _Tried:
     windows: list[int | None] = []
-    sums = beside = 0
+    sums = weights = 0
     for request in requests:
         axis = request.axes.index(image_axis)
         slab = slab_rows(
@@ -215,51 +269,32 @@ def _try(
         rows = request.shape[axis] if kind == "whole" else rows
         windows.append(None if kind == "whole" else rows)
         sums += request.sums_bytes(axis, rows)
-        weights = request.weight_bytes(axis, rows)
-        if home.type == "cuda":
-            sums += weights
-        else:
-            beside += weights
-    return _Tried(
-        image_axis=image_axis,
-        home=home,
-        windows=tuple(windows),
-        sums=sums,
-        beside=beside + export.bytes_along(image_axis),
-        scratch=kind == "file",
-    )
+        weights += request.weight_bytes(axis, rows)
+    return _Tried(image_axis=image_axis, windows=tuple(windows), sums=sums, weights=weights)
 
 
 def _image_axes(
     requests: Sequence[Request], export: Export, preferred: int, preference: float
 ) -> list[int]:
     """Return the axes that may be cut, the one with the smallest windows first."""
-    cost = {
-        axis: _try(requests, export, axis, torch.device("cpu"), "window").sums for axis in range(3)
-    }
+    cost = {axis: _try(requests, export, axis, "window").sums for axis in range(3)}
     return sorted(range(3), key=lambda axis: cost[axis] * (1 if axis == preferred else preference))
 
 
-def _gpu_room(limits: Limits, device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    if limits.vram_bytes is not None:
-        taken = torch.cuda.memory_allocated(device)
-        free = min(free, max(0, limits.vram_bytes - taken))
-    return int(GPU_SHARE * free)
-
-
-def _arrangement(requests: Sequence[Request], found: _Tried, need: int, kind: str) -> Arrangement:
+def _arrangement(
+    requests: Sequence[Request], found: _Tried, need: int, kind: str, home: torch.device
+) -> Arrangement:
     layouts = tuple(
         Layout(
             axis=request.axes.index(found.image_axis),
             window=window,
-            device=found.home,
-            in_file=found.scratch,
+            device=home,
+            in_file=kind == "file",
             batch=request.batch,
         )
         for request, window in zip(requests, found.windows, strict=True)
     )
-    where = "on the GPU" if found.home.type == "cuda" else "in memory"
+    where = "on the GPU" if home.type == "cuda" else "in memory"
     held = {
         "whole": f"held whole {where} ({size_words(found.sums)})",
         "window": f"held {max(w or 0 for w in found.windows)} rows at a time {where} "

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medseg.errors import ConfigError, DatasetError, MedsegError, case_context
-from medseg.execute.resources import resident_bytes
+from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.geometry import SpatialRecord
 from medseg.infer import pipeline
 from medseg.infer.bundle import check_supported, find_bundle, read_bundle
@@ -24,16 +24,26 @@ from medseg.infer.export import volumes_ml
 from medseg.infer.jobs import Computed, Job, Prepared
 from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps
 from medseg.infer.member import Loading, Member, load_member, same_kind
-from medseg.infer.memory import Limits, read_size, size_words
+from medseg.infer.memory import FREE_SHARE, Limits, read_size, size_words
 from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
 from medseg.infer.result import MAPS, CaseError, Options, Result, Tta
-from medseg.infer.source import Case, Source, case_name, read_case, read_label_map
+from medseg.infer.source import (
+    Case,
+    Source,
+    bytes_in_memory,
+    case_name,
+    read_case,
+    read_label_map,
+)
 from medseg.models.precision import pick_device
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_AHEAD = 0.1
+"""Under a memory limit, images are read ahead while they are smaller than this part of it."""
 
 
 def load(  # noqa: PLR0913 - all but the path by keyword
@@ -111,6 +121,11 @@ class Model:
         self.device, self.checkpoint = members[0].device, checkpoint
         self.limits = limits or Limits()
         self._own_bytes = resident_bytes()
+        if any(m.bundle.postprocessing != self.bundle.postprocessing for m in members):
+            logger.warning(
+                "the postprocessing of %s is applied to the mean; that of the other models is not",
+                self.bundle.folder,
+            )
         self._engine = Engine(members, _shares(weights, len(members)), self.limits)
 
     @property
@@ -203,7 +218,11 @@ class Model:
         wanted = _wanted(probabilities=probabilities, entropy=entropy, disagreement=disagreement)
         options = self.options(wanted, tta=tta, step=step, postprocess=postprocess)
         jobs = (
-            Job(name=case_name(case, fallback=f"case {number}"), case=case)
+            Job(
+                name=case_name(case, fallback=f"case {number}"),
+                case=case,
+                size_bytes=bytes_in_memory(case),
+            )
             for number, case in enumerate(cases)
         )
         return self.run(
@@ -237,15 +256,19 @@ class Model:
             together=self.members[0].batch if self.limits == Limits() else 1,
         )
         room = self.limits.memory_bytes
-        gate = pipeline.Gate(float("inf") if room is None else room - self._own_bytes)
+        gate = pipeline.Gate(
+            FREE_SHARE * free_memory_bytes() if room is None else _AHEAD * (room - self._own_bytes)
+        )
         return closed(pipeline.run(jobs, stages, stop, gate))
 
     def prepare(self, job: Job) -> Prepared:
         """Read a case and bring it into the network frame of every member."""
         start = time.perf_counter()
-        self._check_room(job)
+        self._check_room(job.name, self._own_bytes + job.size_bytes)
         source = read_case(job.case, job.name)
         self._check_channels(source)
+        for member in self.members:
+            self._check_room(job.name, resident_bytes() + member.preprocess_bytes(source))
         told = None
         if job.previous_stage is not None:
             told = read_label_map(job.previous_stage, source)
@@ -373,7 +396,7 @@ class Model:
         tta: Tta = "auto",
         step: float = 0.5,
         postprocess: bool = True,
-        in_files: bool = False,
+        folder: Path | None = None,
     ) -> Options:
         """Return options, having checked that the model can do what they ask for.
 
@@ -392,14 +415,14 @@ class Model:
             step=step,
             disagreement=networks > 1,
             postprocess=postprocess,
-            in_files=in_files,
+            folder=folder,
         )
 
-    def _check_room(self, job: Job) -> None:
-        room, needed = self.limits.memory_bytes, self._own_bytes + job.size_bytes
+    def _check_room(self, name: str, needed: float) -> None:
+        room = self.limits.memory_bytes
         if room is not None and needed > room:
             raise ConfigError(
-                f"case {job.name!r}: reading and preprocessing take about {size_words(needed)} of "
+                f"case {name!r}: reading and preprocessing take about {size_words(needed)} of "
                 f"memory, {size_words(room)} may be taken. Raise --max-memory."
             )
 
@@ -423,7 +446,7 @@ def _shares(weights: Sequence[float] | None, number: int) -> tuple[float, ...]:
     if len(values) != number or min(values) < 0 or not 0 < sum(values) < float("inf"):
         raise ConfigError(
             f"weights are {', '.join(f'{value:g}' for value in values) or 'none'}; expected "
-            f"{number} numbers of at least 0, one for each model, not all 0."
+            f"{number} number{'s' * (number > 1)} of at least 0, one for each model, not all 0."
         )
     return tuple(value / sum(values) for value in values)
 

@@ -168,8 +168,11 @@ def _compute(group: Sequence[_Work], stages: Stages[Any, Any]) -> None:
     able = [work for work in group if work.error is None]
     if not able:
         return
+    pairs = [(work.item, work.value) for work in able]
+    for work in able:
+        work.value = None
     try:
-        found = stages.compute([(work.item, work.value) for work in able])
+        found = stages.compute(pairs)
     except Exception as error:
         found = [error] * len(able)
     for work, value in zip(able, found, strict=True):

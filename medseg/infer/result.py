@@ -88,8 +88,14 @@ class Options:
     """Whether the disagreement of networks is measured."""
     postprocess: bool = True
     """Whether the bundle's postprocessing is applied."""
-    in_files: bool = False
-    """Whether maps go to files instead of staying in memory."""
+    folder: Path | None = None
+    """Where maps are written and scratch files lie; None: maps stay in memory, scratch files lie in
+    the system's folder for temporary files."""
+
+    @property
+    def in_files(self) -> bool:
+        """Return whether maps go to files instead of staying in memory."""
+        return self.folder is not None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -103,6 +109,6 @@ class Options:
             raise ConfigError(f"step is {self.step}; expected a number in (0, 1], usually 0.5.")
         for name in sorted(self.maps - set(MAPS)):
             raise ConfigError(
-                f"save holds {name!r}; expected any of: {', '.join(MAPS)}."
+                f"save holds {name or 'an empty name'!r}; expected any of: {', '.join(MAPS)}."
                 f"{near_names(name, list(MAPS))}"
             )

@@ -194,19 +194,30 @@ class LogitRows:
         if self._should_stop():
             raise StoppedError
         boxes = self._next_boxes()
-        try:
-            tiles = self._volume.cut(boxes, self._runner.device, self._runner.num_previous)
-            logits = self._runner.run(tiles, self._batch)
-        except torch.OutOfMemoryError:
-            if self._batch == 1:
-                raise
+        logits = self._evaluated(boxes)
+        if logits is None:
             self._batch = (self._batch + 1) // 2
-            logger.warning("%s: out of memory; %d tiles at once from now on",
-                           self._runner.device, self._batch)  # fmt: skip
+            logger.warning(
+                "%s: out of memory; %d images at once from now on",
+                self._runner.device, self._batch,
+            )  # fmt: skip
             torch.cuda.empty_cache()
             return
         for box, values in zip(boxes, logits, strict=True):
             self._take(sums, box, values)
+
+    def _evaluated(self, boxes: Sequence[Box]) -> torch.Tensor | None:
+        """Return the logits of some tiles; None where the GPU is too full for so many.
+
+        Nothing of the attempt is alive when it returns, so that its memory can be had.
+        """
+        try:
+            tiles = self._volume.cut(boxes, self._runner.device, self._runner.num_previous)
+            return self._runner.run(tiles, self._batch)
+        except torch.OutOfMemoryError:
+            if self._batch == 1:
+                raise
+        return None
 
     def _take(self, sums: Sums, box: Box, values: torch.Tensor) -> None:
         """Add the logits (L, *tile) of the next tile."""
@@ -251,8 +262,6 @@ def evaluate_together(many: Sequence[LogitRows]) -> None:
     """
     first = many[0]
     runner, batch = first._runner, first._batch
-    if any(rows._runner.flips != runner.flips for rows in many):
-        raise ValueError("images that share batches must be mirrored alike")
     tiles = [(rows, box) for rows in many for box in rows._boxes]
     with torch.inference_mode(), evaluating(runner.networks):
         for start in range(0, len(tiles), batch):

@@ -15,6 +15,7 @@ from medseg.geometry import Grid
 from medseg.io.convert import from_object
 from medseg.io.image import Header, Image, split_channel
 from medseg.io.read import read_channels, read_image, read_segmentation, split_ending
+from medseg.io.size import stored_bytes
 
 Case = Any
 """Path | list of paths or image objects, one per channel | (array CIJK or IJK, affine) |
@@ -49,6 +50,17 @@ def case_name(case: Case, fallback: str = "case") -> str:
     except DatasetError:
         return name
     return split_channel(stem)[0]
+
+
+_READ_COPIES = 3
+"""What reading takes, as a multiple of the stored image (16 bits a voxel, read as 32)."""
+
+
+def bytes_in_memory(case: Case) -> float:
+    """Return roughly what reading a case takes; 0 for what is in memory already."""
+    parts = case if isinstance(case, (list, tuple)) else [case]
+    paths = [Path(part) for part in parts if isinstance(part, (str, Path))]
+    return float(_READ_COPIES * sum(map(stored_bytes, paths)))
 
 
 def read_case(case: Case, name: str) -> Source:

@@ -19,6 +19,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from medseg.io.space import full_disk_named, require_space
+
 Box = tuple[slice, slice, slice]
 PIECE_ELEMENTS = 2**22
 """Logits weighted at once when a tile is added; 16 MB."""
@@ -74,14 +76,21 @@ class FileStore:
         self._bytes = 4 * math.prod(self._row)
         self._file = tempfile.TemporaryFile(dir=folder, prefix="medseg-", suffix=".sums")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
+        self._place = Path(folder or tempfile.gettempdir()) / "the scratch file of a prediction"
         self._allocate(shape[0] * self._bytes)
 
     def _allocate(self, size: int) -> None:
-        """Claim the disk space now: a write to a mapped page of a full disk kills the process."""
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), 0, size)
-        else:
-            self._file.truncate(size)
+        """Claim the disk space now: a write to a mapped page of a full disk kills the process.
+
+        Raises:
+            DatasetError: If the disk has less room.
+        """
+        require_space(self._place, size)
+        with full_disk_named(self._place):
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                self._file.truncate(size)
 
     def add(self, rows: slice, across: tuple[slice, slice], values: torch.Tensor) -> None:
         """Add values (rows, L, a, b) to part of some rows."""
@@ -126,7 +135,7 @@ class Sums:
         self._is_weighted = False
 
     def add(self, box: Box, values: torch.Tensor, weight: torch.Tensor | None) -> None:
-        """Add the logits of one tile.
+        """Add the logits of one tile; what lies in rows that are forgotten is left out.
 
         Args:
             box: Where the tile lies in the volume.
@@ -134,7 +143,7 @@ class Sums:
             weight: (*tile) float32 on the device of the sums; None where tiles do not overlap.
         """
         rows, across = self._split(box)
-        if not self._first <= rows.start < rows.stop <= self._first + self.window:
+        if rows.stop > self._first + self.window:
             raise ValueError(
                 f"rows {rows.start} to {rows.stop} are not within the window of {self.window} rows "
                 f"from {self._first}"
@@ -144,7 +153,7 @@ class Sums:
             self._is_weighted = True
             weight = weight.movedim(self.axis, 0)[:, None]
         thickness = max(1, PIECE_ELEMENTS // max(1, values[0].numel()))
-        for start in range(rows.start, rows.stop, thickness):
+        for start in range(max(rows.start, self._first), rows.stop, thickness):
             piece = slice(start, min(start + thickness, rows.stop))
             self._add_rows(piece, across, values, weight, rows.start)
 

@@ -25,6 +25,8 @@ from medseg.io.write import SHARE_STEP, as_shares
 
 Index = tuple[slice | int, ...]
 
+_PATIENCE_SECONDS = 2.0
+"""How long a thread that writes is waited for where all is thrown away."""
 _PART_BYTES = 2**24
 """Held in memory at a time."""
 _ITEM = np.dtype(np.uint16)
@@ -207,7 +209,13 @@ class MapWriter:
             os.close(file)
 
     def _discard(self) -> None:
-        self._close()
+        """Close and remove the part, once no other thread writes to it any more."""
+        is_free = self._lock.acquire(timeout=_PATIENCE_SECONDS)
+        try:
+            self._close()
+        finally:
+            if is_free:
+                self._lock.release()
         self._part.unlink(missing_ok=True)
 
 

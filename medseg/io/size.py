@@ -14,10 +14,13 @@ _PACKED |= dict.fromkeys((".nrrd", ".mha", ".tif", ".tiff", ".zraw"), 3)
 def stored_bytes(path: Path) -> int:
     """Return roughly the bytes of voxel data in an image file; 0 where it cannot be read.
 
-    Files that belong to it count: the voxels beside a header. Gzip files say it in their last four
-    bytes (modulo 4 GiB, which is why the larger of that and the file's own size is taken).
+    Files that belong to it count: the voxels beside a header, those of a folder (a DICOM series).
+    Gzip files say it in their last four bytes (modulo 4 GiB, which is why the larger of that and
+    the file's own size is taken).
     """
     try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         return sum(_unpacked(file) for file in (path, *companions(path)))
     except OSError:
         return 0

@@ -462,3 +462,28 @@ def restamp(folder, name):
     values = read_json(folder / "bundle.json")
     values["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     write_json(folder / "bundle.json", values)
+
+
+@pytest.mark.parametrize("kind", ["window", "file"])
+@pytest.mark.parametrize("elements", [1, 700, 2**24])
+def test_stages_whose_sums_pass_through_windows_find_the_same(
+    cascade, two, tmp_path, monkeypatch, kind, elements
+):
+    """Slabs of the first stage are of the second stage's grid, which is cropped and finer."""
+    from medseg.infer import export, memory
+
+    models = [cascade, two.second(tmp_path / "finer", two.first(tmp_path / "first").folder,
+                                  spacing=(1.1, 0.6, 0.8))]  # fmt: skip
+    for bundle in models:
+        model = load(bundle.folder, device="cpu", mode="exact")
+        values, affine = image((33, 22, 29))
+        values[:, :9] = values[:, 25:] = 0
+        expected = model.predict((values, affine), tta="none").segmentation
+        assert len(np.unique(expected)) >= 3
+        with monkeypatch.context() as patch:
+            patch.setattr(export, "SLAB_ELEMENTS", elements)
+            patch.setattr(memory, "KINDS", (kind,))
+            for axis in range(3):
+                patch.setattr(memory, "_image_axes", lambda *_, axis=axis: [axis])
+                found = model.predict((values, affine), tta="none").segmentation
+                assert (found != expected).mean() < 1e-4

@@ -153,3 +153,21 @@ def test_an_interrupted_run_leaves_its_summary(model, make, tmp_path):
         predict_folder(model, [tmp_path / "in"], tmp_path / "out", tta="none", progress=interrupt)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["case"] for row in summary["cases"]] == ["anna"]
+
+
+def test_results_may_not_take_each_others_place(model, make, tmp_path):
+    """A case called like another one's map."""
+    for case in ("a", "a.probabilities"):
+        make.case(tmp_path / "in", case, make.channels((6, 7, 8)), make.oblique(), ending=".nii")
+    with pytest.raises(DatasetError, match=r"'a' and 'a.probabilities' would both write"):
+        predict_folder(model, [tmp_path / "in"], tmp_path / "out", save=["probabilities"])
+    rows = predict_folder(model, [tmp_path / "in"], tmp_path / "out", tta="none")
+    assert [row.status for row in rows] == ["done", "done"]
+
+
+def test_results_do_not_lie_among_the_images(model, make, tmp_path):
+    """They would be taken for images the next time."""
+    make.case(tmp_path / "in", "anna", make.channels((6, 7, 8)), make.oblique())
+    with pytest.raises(DatasetError, match="would lie among the images"):
+        predict_folder(model, [tmp_path / "in"], tmp_path / "in")
+    assert len(list((tmp_path / "in").iterdir())) == 2

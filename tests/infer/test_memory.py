@@ -134,3 +134,54 @@ def test_sizes_are_read(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ConfigError, match=r"max_vram is .*expected a size such as 4GB"):
         read_size(text, "max_vram")
+
+
+class TestGpu:
+    """What is chosen on a GPU, without one."""
+
+    @pytest.fixture
+    def gpu(self, monkeypatch):
+        """A GPU with 40 GB free, 2 GB of them kept by torch; returns how to change that."""
+
+        def holds(*, free=38e9, allocated=1e9, reserved=3e9):
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free), int(80e9)))
+            monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: int(allocated))
+            monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(reserved))
+
+        holds()
+        return holds
+
+    def arranged(self, requests=None, **limits):
+        return arrange(requests or [request(batch=4)], export(), Limits(**limits),
+                       torch.device("cuda:0"))  # fmt: skip
+
+    def test_sums_lie_beside_the_network_where_there_is_room(self, gpu):
+        found = self.arranged()
+        assert found.layouts[0].device.type == "cuda"
+        assert "whole on the GPU" in found.words
+
+    def test_else_a_window_of_them_else_main_memory(self, gpu):
+        gpu(free=14e9)
+        window = self.arranged()
+        assert window.layouts[0].device.type == "cuda"
+        assert window.layouts[0].window is not None
+        gpu(free=3e9)
+        assert self.arranged().layouts[0].device.type == "cpu"
+
+    def test_a_limit_counts_what_is_taken_and_what_the_network_needs(self, gpu):
+        for limit in (30e9, 16e9, 6e9, 3e9):
+            (layout,) = self.arranged(vram_bytes=int(limit)).layouts
+            chosen = request(batch=layout.batch)
+            taken = 1e9 + chosen.network_bytes
+            if layout.device.type == "cuda":
+                rows = layout.window or chosen.shape[layout.axis]
+                taken += chosen.sums_bytes(layout.axis, rows)
+            assert taken <= limit
+
+    def test_batches_shrink_to_the_room(self, gpu):
+        assert self.arranged().layouts[0].batch == 4
+        assert self.arranged(vram_bytes=int(3e9)).layouts[0].batch < 4
+
+    def test_blocks_that_torch_keeps_are_free(self, gpu):
+        gpu(free=1e9, allocated=1e9, reserved=38e9)
+        assert self.arranged().layouts[0].device.type == "cuda"
