@@ -55,6 +55,7 @@ def serve(  # noqa: PLR0913 - one option of the command each
     ] = False,
 ) -> int:
     """Serve a model over HTTP: upload an image, ask for its job, download the segmentation."""
+    from medseg.cli.processes import use_cpus
     from medseg.infer.model import load
     from medseg.infer.result import Options
     from medseg.serve import server
@@ -65,6 +66,7 @@ def serve(  # noqa: PLR0913 - one option of the command each
     token = None if token_file is None else server.read_token(token_file)
     chosen = None if folds is None else [part.strip() for part in folds.split(",")]
     with server.listen(host, port) as listener:
+        use_cpus()
         loaded = load(
             model, device=device, folds=chosen, checkpoint=checkpoint, trust_code=trust_code
         )

@@ -290,7 +290,11 @@ class Member:
         return self.labels.channel_pairs(sides.pairs)
 
     def _default_batch(self) -> int:
-        """Return images per pass: without gradients a GPU holds more than in training."""
+        """Return images per pass: without gradients a GPU holds more than in training.
+
+        On a CPU a 3D tile keeps all cores busy; several at once take longer each
+        (`scripts/bench/forward.py`).
+        """
         configuration = self.bundle.configuration
         if self.device.type == "cuda":
             return 2 * configuration.batch_size

@@ -444,3 +444,20 @@ def test_case_names_come_from_files():
     assert case_name("a/b/anna.txt") == "anna.txt"
     assert case_name((np.zeros(3), np.eye(4)), fallback="case 3") == "case 3"
     assert case_name([]) == "case"
+
+
+def test_what_preprocessing_takes_is_told_before_it_runs(bundle_folder, make, monkeypatch):
+    """A small file of thick slices becomes large where the plan is fine."""
+    from medseg.infer import model as module
+    from medseg.infer.source import read_case
+
+    model = load(bundle_folder, device="cpu", max_memory="2GB")
+    monkeypatch.setattr(module, "resident_bytes", lambda: 0)
+    small = make.channels((20, 18, 16))
+    member = model.members[0]
+    plain = member.preprocess_bytes(read_case((small, make.oblique()), "a"))
+    coarse = member.preprocess_bytes(read_case((small, make.oblique((9.0, 12.0, 20.0))), "a"))
+    assert coarse > 100 * plain
+    model.predict((small, make.oblique()))
+    with pytest.raises(ConfigError, match=r"preprocessing take about .* 2 GB may be taken"):
+        model.predict((small, make.oblique((90.0, 120.0, 200.0))))
