@@ -6,6 +6,8 @@ from pathlib import Path
 
 from medseg.io.companions import companions
 
+_LARGEST_RATIO = 1032
+"""How much larger than its packed form the content of a gzip file can be (zlib's own figure)."""
 _PACKED = {".png": 4, ".jpg": 12, ".jpeg": 12}
 _PACKED |= dict.fromkeys((".nrrd", ".mha", ".tif", ".tiff", ".zraw"), 3)
 """Endings of files that may be packed -> how much larger their content may be."""
@@ -32,5 +34,6 @@ def _unpacked(path: Path) -> int:
     if path.suffix.lower() == ".gz" and size >= 4:
         with path.open("rb") as file:
             file.seek(-4, 2)
-            return max(size, int.from_bytes(file.read(4), "little"))
+            told = int.from_bytes(file.read(4), "little")
+        return max(size, min(told, _LARGEST_RATIO * size))  # a file cut short tells anything
     return size * _PACKED.get(path.suffix.lower(), 1)

@@ -50,3 +50,13 @@ def test_what_cannot_be_read_counts_nothing(tmp_path):
 def test_file_too_short_for_gzip(tmp_path):
     (tmp_path / "x.nii.gz").write_bytes(b"\x1f\x8b")
     assert stored_bytes(tmp_path / "x.nii.gz") == 2
+
+
+def test_a_file_that_was_cut_short_is_no_larger_than_it_can_be(sample, tmp_path):
+    """Its last four bytes are no length."""
+    path = sample.write_nifti(
+        tmp_path / "x.nii.gz", np.arange(60_000, dtype=np.int16).reshape(40, 50, 30)
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[:500] + b"\xff\xff\xff\xff")
+    assert stored_bytes(path) <= 504 * 1032
