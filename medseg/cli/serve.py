@@ -94,16 +94,17 @@ def serve(  # noqa: PLR0913 - one option of the command each
 def _limits(max_upload: str, max_waiting: int, max_disk: str, keep: str) -> Any:
     from medseg.api.lengths import parse_duration
     from medseg.errors import ConfigError
-    from medseg.serve.limits import Limits, parse_size
+    from medseg.execute.sizes import read_size
+    from medseg.serve.limits import Limits
 
     try:
         seconds = parse_duration(keep)
     except ConfigError:
         raise ConfigError(f"keep is {keep!r}; expected a time such as 90s, 30m or 1h.") from None
     return Limits(
-        max_upload_bytes=parse_size(max_upload, "max-upload"),
+        max_upload_bytes=read_size(max_upload, "max-upload"),
         max_waiting=max_waiting,
-        max_disk_bytes=parse_size(max_disk, "max-disk"),
+        max_disk_bytes=read_size(max_disk, "max-disk"),
         keep_seconds=seconds,
     )
 
@@ -125,7 +126,7 @@ def _greeting(address: str, model: Any, limits: Any, token_file: Path | None) ->
     """Return what is served, where, and a first request to copy."""
     import shlex
 
-    from medseg.serve.limits import size_text
+    from medseg.execute.sizes import size_words
 
     spec = model.bundle.spec
     token = ""
@@ -138,8 +139,8 @@ def _greeting(address: str, model: Any, limits: Any, token_file: Path | None) ->
             f"Model: {spec.name}, {model.bundle.manifest.configuration}, "
             f"{len(model.folds)} fold{'s' if len(model.folds) > 1 else ''}, on {model.device}",
             f"Channels: {', '.join(spec.channels)}",
-            f"Limits: {size_text(limits.max_upload_bytes)} an upload, {limits.max_waiting} waiting "
-            f"jobs, {size_text(limits.max_disk_bytes)} of disk; results are kept for "
+            f"Limits: {size_words(limits.max_upload_bytes)} an upload, {limits.max_waiting} jobs "
+            f"waiting, {size_words(limits.max_disk_bytes)} of disk; results are kept for "
             f"{limits.keep_seconds / 60:g} minutes",
             f"Address: {address} (description: {address}/openapi.json)",
             "",

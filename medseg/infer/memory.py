@@ -17,6 +17,7 @@ import torch
 
 from medseg.errors import ConfigError
 from medseg.execute.resources import free_memory_bytes, resident_bytes
+from medseg.execute.sizes import size_words
 from medseg.infer.export import SLAB_ELEMENTS, slab_rows
 from medseg.infer.rows import Layout
 from medseg.schema.plans import Architecture
@@ -33,8 +34,6 @@ LIVE_TENSORS = 4
 """Feature maps of full resolution that are alive at once in a network's forward pass."""
 KINDS = ("whole", "window", "file")
 """Ways of holding the sums, the quickest first."""
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,43 +312,3 @@ def _arrangement(
 def features_of(architecture: Architecture) -> int:
     """Return the features of a network at full resolution."""
     return architecture.features[0] if architecture.features else 32
-
-
-def read_size(text: str | int | None, name: str) -> int | None:
-    """Return "4GB" or "512MiB" in bytes; a number is one already.
-
-    Args:
-        text: What a user wrote.
-        name: What a message calls it.
-
-    Raises:
-        ConfigError: If it is no size.
-
-    Examples:
-        >>> read_size("1.5GB", "max_memory"), read_size("2 GiB", "max_memory")
-        (1500000000, 2147483648)
-    """
-    if text is None:
-        return None
-    number = str(text).strip().upper()
-    unit = number.lstrip("0123456789.").strip()
-    try:
-        size = int(float(number.removesuffix(unit)) * _UNITS[unit])
-    except (KeyError, ValueError):
-        size = 0
-    if size <= 0:
-        raise ConfigError(f"{name} is {text!r}; expected a size such as 4GB or 512MiB.")
-    return size
-
-
-def size_words(num_bytes: float) -> str:
-    """Return bytes in words.
-
-    Examples:
-        >>> size_words(3_210_000_000), size_words(45_600_000)
-        ('3.21 GB', '45.6 MB')
-    """
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes / 1e3:.3g} kB"

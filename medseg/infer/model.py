@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import ConfigError, DatasetError, MedsegError, case_context
 from medseg.execute.resources import free_memory_bytes, resident_bytes
+from medseg.execute.sizes import read_size, size_words
 from medseg.geometry import SpatialRecord
 from medseg.infer import pipeline
 from medseg.infer.bundle import check_supported, find_bundle, read_bundle
@@ -24,7 +25,7 @@ from medseg.infer.export import volumes_ml
 from medseg.infer.jobs import Computed, Job, Prepared
 from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps
 from medseg.infer.member import Loading, Member, load_member, same_kind
-from medseg.infer.memory import FREE_SHARE, Limits, read_size, size_words
+from medseg.infer.memory import FREE_SHARE, Limits
 from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
 from medseg.infer.result import MAPS, CaseError, Options, Result, Tta
@@ -82,8 +83,8 @@ def load(  # noqa: PLR0913 - all but the path by keyword
     if mode not in ("default", "exact"):
         raise ConfigError(f"mode is {mode!r}; expected one of: default, exact.")
     limits = Limits(
-        memory_bytes=read_size(max_memory, "max_memory"),
-        vram_bytes=read_size(max_vram, "max_vram"),
+        memory_bytes=None if max_memory is None else read_size(max_memory, "max_memory"),
+        vram_bytes=None if max_vram is None else read_size(max_vram, "max_vram"),
     )
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     if not paths:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medseg.errors import DatasetError
+from medseg.execute.sizes import size_words
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def require_space(path: Path, needed_bytes: int) -> None:
@@ -30,9 +30,9 @@ def require_space(path: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise DatasetError(
-            f"{path}: needs {_size(needed_bytes)} ({needed_bytes} bytes), and {folder} has "
-            f"{_size(free)} ({free} bytes) left. Free some space, choose another output folder, or "
-            "ask for less to be saved."
+            f"{path}: needs {size_words(needed_bytes)} ({needed_bytes} bytes), and {folder} has "
+            f"{size_words(free)} ({free} bytes) left. Free some space, choose another output "
+            "folder, or ask for less to be saved."
         )
 
 
@@ -52,10 +52,3 @@ def full_disk_named(path: Path) -> Iterator[None]:
             f"{path}: not written, the disk is full ({error.strerror}); nothing of the file is "
             "left. Free some space or choose another output folder, and run again."
         ) from None
-
-
-def _size(count: int) -> str:
-    for unit, factor in _UNITS:
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"

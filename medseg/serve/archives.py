@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from medseg.serve.limits import Limits, Refusal, size_text
+from medseg.execute.sizes import size_words
+from medseg.serve.limits import Limits, Refusal
 
 _BLOCK = 2**20
 _DIRECTORY_BYTES_PER_ENTRY = 512
@@ -109,8 +110,8 @@ def _checked(
     if total > _SMALL_ENOUGH and total > limits.max_ratio * archive_bytes:
         raise Refusal(
             413,
-            f"the zip archive of {size_text(archive_bytes)} holds {size_text(total)}; expected at "
-            f"most {limits.max_ratio:g} times its size. Images do not pack so well.",
+            f"the zip archive of {size_words(archive_bytes)} holds {size_words(total)}; expected "
+            f"at most {limits.max_ratio:g} times its size. Images do not pack so well.",
         )
     return [entry for entry in entries if not entry.is_dir()]
 

@@ -12,8 +12,9 @@ import struct
 import zlib
 from pathlib import Path
 
+from medseg.execute.sizes import size_words
 from medseg.io.gunzip import GunzipFile
-from medseg.serve.limits import Limits, Refusal, size_text
+from medseg.serve.limits import Limits, Refusal
 
 _LONGEST_HEADER = 2**20
 _NIFTI_HEADER = 540
@@ -102,5 +103,6 @@ def _check_voxels(candidates: list[list[int]], limits: Limits) -> None:
             413,
             f"the image has {voxels} voxels; expected at most "
             f"{limits.max_unpacked_bytes // _BYTES_PER_VOXEL} "
-            f"({size_text(limits.max_unpacked_bytes)} of memory). Cut it to the part that matters.",
+            f"({size_words(limits.max_unpacked_bytes)} of memory). Cut it to the part that "
+            "matters.",
         )

@@ -7,8 +7,8 @@ import threading
 from dataclasses import dataclass
 
 from medseg.errors import ConfigError, MedsegError
+from medseg.execute.sizes import size_words
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNPACKED_PER_UPLOAD = 4
 
 
@@ -61,8 +61,8 @@ class Limits:
         ]
         if self.max_disk_bytes < self.max_upload_bytes:
             problems.append(
-                f"max-disk is {size_text(self.max_disk_bytes)}, less than the "
-                f"{size_text(self.max_upload_bytes)} of one upload (max-upload). Raise it."
+                f"max-disk is {size_words(self.max_disk_bytes)}, less than the "
+                f"{size_words(self.max_upload_bytes)} of one upload (max-upload). Raise it."
             )
         if problems:
             raise ConfigError("\n".join(problems))
@@ -71,40 +71,6 @@ class Limits:
     def max_unpacked_bytes(self) -> int:
         """Bytes of the files in one zip archive, and of the voxels of one image as float32."""
         return _UNPACKED_PER_UPLOAD * self.max_upload_bytes
-
-
-def parse_size(text: str, option: str) -> int:
-    """Return bytes.
-
-    Raises:
-        ConfigError: If it is no size such as 500MB or 2GB.
-
-    Examples:
-        >>> parse_size("2GB", "max-upload"), parse_size("0.5 mb", "max-upload")
-        (2000000000, 500000)
-    """
-    number = text.strip().upper().removesuffix("B")
-    unit = number[-1:] if number[-1:] in "KMGT" else ""
-    try:
-        value = float(number.removesuffix(unit)) * _UNITS[unit]
-    except ValueError:
-        value = 0.0
-    if not 1 <= value < math.inf:
-        raise ConfigError(f"{option} is {text!r}; expected a size such as 500MB or 2GB.")
-    return int(value)
-
-
-def size_text(num_bytes: float) -> str:
-    """Return a size in words.
-
-    Examples:
-        >>> size_text(2_500_000_000), size_text(1000), size_text(12)
-        ('2.5 GB', '1 kB', '12 bytes')
-    """
-    for factor, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.4g} {unit}"
-    return f"{num_bytes:g} bytes"
 
 
 class DiskBudget:
@@ -132,7 +98,7 @@ class DiskBudget:
             if sum(self._taken.values()) + num_bytes > self._limit:
                 raise Refusal(
                     507,
-                    f"the server's space for uploads and results ({size_text(self._limit)}) is "
+                    f"the server's space for uploads and results ({size_words(self._limit)}) is "
                     "used up. Delete jobs that are no longer needed, or try again later.",
                     60,
                 )

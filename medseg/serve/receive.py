@@ -12,8 +12,9 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+from medseg.execute.sizes import size_words
 from medseg.serve.jobs import Job, JobQueue, Slot
-from medseg.serve.limits import Limits, Refusal, size_text
+from medseg.serve.limits import Limits, Refusal
 from medseg.serve.uploads import Receiver, case_of, check_space
 
 _BLOCK = 2**20
@@ -112,6 +113,6 @@ async def _blocks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
 def _too_large(limits: Limits) -> Refusal:
     return Refusal(
         413,
-        f"the upload is larger than {size_text(limits.max_upload_bytes)}, which is the most that "
+        f"the upload is larger than {size_words(limits.max_upload_bytes)}, which is the most that "
         "is accepted. Pack it, or cut it to the region of interest.",
     )

@@ -12,9 +12,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from medseg.errors import near_names
+from medseg.execute.sizes import size_words
 from medseg.serve.archives import unpack
 from medseg.serve.headers import check_header
-from medseg.serve.limits import Limits, Refusal, size_text
+from medseg.serve.limits import Limits, Refusal
 
 IMAGE_ENDINGS = (
     ".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".jpg", ".jpeg", ".bmp",
@@ -266,5 +267,5 @@ def check_space(folder: Path, num_bytes: int) -> None:
     """
     if shutil.disk_usage(folder).free < num_bytes:
         raise Refusal(
-            507, f"the server's disk has no room for {size_text(num_bytes)}. Try again later.", 60
+            507, f"the server's disk has no room for {size_words(num_bytes)}. Try again later.", 60
         )

@@ -7,7 +7,7 @@ import torch
 
 from medseg.errors import ConfigError
 from medseg.infer import memory
-from medseg.infer.memory import Export, Limits, Request, arrange, read_size
+from medseg.infer.memory import Export, Limits, Request, arrange
 
 CPU = torch.device("cpu")
 
@@ -117,23 +117,6 @@ def test_more_channels_and_maps_take_more():
     assert large.need_bytes - small.need_bytes == 10**9
     more = arranged(requests=[request(num_channels=119)])
     assert more.need_bytes > small.need_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("4GB", 4 * 10**9), ("1.5 gb", 15 * 10**8), ("512MiB", 2**29), ("300000kB", 3 * 10**8),
-        (7, 7), (None, None), ("2tb", 2 * 10**12),
-    ],
-)  # fmt: skip
-def test_sizes_are_read(text, size):
-    assert read_size(text, "max_memory") == size
-
-
-@pytest.mark.parametrize("text", ["", "4 G", "GB", "-4GB", "0", "4GB extra", "1e400GB", "nan"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ConfigError, match=r"max_vram is .*expected a size such as 4GB"):
-        read_size(text, "max_vram")
 
 
 class TestGpu:

@@ -196,7 +196,7 @@ class TestTrouble:
     def test_a_disk_without_room_is_noticed_before(self, header, target, monkeypatch):
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1500, 1500))
-        expected = r"needs 2\.\d kB \((\d+) bytes\), and .* has 1\.5 kB \(1500 bytes\) left\. Free"
+        expected = r"needs 2\.\d+ kB \((\d+) bytes\), and .* has 1\.5 kB \(1500 bytes\) left\. Free"
         with pytest.raises(DatasetError, match=expected), MapWriter(target, header, NAMES):
             raise AssertionError("the block must not be entered")
         assert self.is_as_before(target)
