@@ -49,6 +49,9 @@ def serve(  # noqa: PLR0913 - one option of the command each
     tta: Annotated[
         str, typer.Option("--tta", help="Mirrored test-time augmentation: auto, none or flips.")
     ] = "auto",
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="Memory to take at most, such as 8GB.")
+    ] = None,
     device: Device = "auto",
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run a network that the model brings as code.")
@@ -68,7 +71,12 @@ def serve(  # noqa: PLR0913 - one option of the command each
     with server.listen(host, port) as listener:
         use_cpus()
         loaded = load(
-            model, device=device, folds=chosen, checkpoint=checkpoint, trust_code=trust_code
+            model,
+            device=device,
+            folds=chosen,
+            checkpoint=checkpoint,
+            max_memory=max_memory,
+            trust_code=trust_code,
         )
         address = server.address_of(listener)
 

@@ -108,6 +108,7 @@ OPTIONS = {
         "--folds",
         "--checkpoint",
         "--tta",
+        "--max-memory",
         "--device",
         "--trust-code",
     },
