@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from medseg.errors import DatasetError
+from medseg.errors import ConfigError, DatasetError
 from medseg.infer.bundle import MANIFEST
 from medseg.infer.inputs import Cases, refusal
 from medseg.infer.jobs import Prepared
 from medseg.infer.model import Model, error_words
 from medseg.infer.outputs import (
+    SUMMARY,
+    TABLE,
     Kind,
     label_reports,
     map_names,
@@ -29,7 +31,7 @@ from medseg.infer.outputs import (
     report_path,
     write_report,
 )
-from medseg.infer.result import Result
+from medseg.infer.result import Options, Result
 from medseg.io.image import Header, split_ending
 from medseg.io.maps import MapWriter
 from medseg.io.write import as_shares, write_shares
@@ -38,7 +40,7 @@ from medseg.schema.prediction import CaseReport, PredictionRow, Provenance
 
 logger = logging.getLogger(__name__)
 
-OF_ANOTHER = "has an output of another model"
+HAS_OUTPUT = "has an output"
 
 
 class Clock:
@@ -123,28 +125,24 @@ class CaseFiles:
         """Every file of the case, the report last."""
         return *self.files.values(), report_path(self.folder, self.case)
 
-    def existing(self, model: Model) -> PredictionRow | None:
+    def existing(self, model: Model, options: Options) -> PredictionRow | None:
         """Return the row of a case that has an output; None where it is to be predicted."""
-        if not self.files["segmentation"].is_file():
+        target = self.files["segmentation"]
+        if not target.is_file():
             return None
+        row = PredictionRow(case=self.case, status="skipped", file=target.name, message=HAS_OUTPUT)
         report = self._report()
-        row = PredictionRow(
-            case=self.case,
-            status="skipped",
-            file=self.files["segmentation"].name,
-            message="has an output without a report; --overwrite replaces it",
-        )
-        if report is None:
-            return row
-        lacking = [kind for kind in self.files if kind not in report.files]
-        message = "has an output"
-        made_by = report.provenance
-        found = (made_by.bundle_sha256, made_by.folds, made_by.checkpoint)
-        if found != (bundle_sha256(model), model.folds, model.checkpoint):
-            message = f"{OF_ANOTHER}; --overwrite replaces it"
-        elif lacking:
-            message = f"has an output without {', '.join(lacking)}; --overwrite replaces it"
-        told = {"message": message, "volumes_ml": report.volumes_ml, "flags": report.flags}
+        differences = ["without a report"] if report is None else [
+            *_other_settings(report.provenance, model, options),
+            *(f"without {kind}" for kind in self.files if kind not in report.files),
+        ]  # fmt: skip
+        if report is not None and report.file_bytes not in (None, target.stat().st_size):
+            differences.append("that was changed since")
+        told: dict[str, Any] = {}
+        if differences:
+            told["message"] = f"{HAS_OUTPUT} {', '.join(differences)}; --overwrite replaces it"
+        if report is not None:
+            told |= {"volumes_ml": report.volumes_ml, "flags": report.flags}
         return row.model_copy(update=told)
 
     def _report(self) -> CaseReport | None:
@@ -227,6 +225,8 @@ class CaseFiles:
             provenance=Provenance(
                 model=model.bundle.spec.name,
                 bundle=model.bundle.folder.resolve().name,
+                bundles=_bundle_names(model),
+                weights=_weights(model),
                 bundle_sha256=bundle_sha256(model),
                 folds=model.folds,
                 checkpoint=model.checkpoint,
@@ -238,7 +238,47 @@ class CaseFiles:
                 is_postprocessed=result.is_postprocessed,
             ),
             seconds=seconds,
+            file_bytes=self.files["segmentation"].stat().st_size,
         )
+
+
+def _other_settings(made_with: Provenance, model: Model, options: Options) -> list[str]:
+    """Return in words what an output was made with and would not be now."""
+    now = {
+        "model": (made_with.bundle_sha256, bundle_sha256(model)),
+        "weights": (made_with.weights, _weights(model)),
+        "folds": (made_with.folds, model.folds),
+        "checkpoint": (made_with.checkpoint, model.checkpoint),
+        "precision": (made_with.precision, model.precision),
+        "step": (made_with.step, options.step),
+        "tta": (made_with.tta, _expected_tta(made_with, model, options)),
+        "postprocessing": (
+            made_with.is_postprocessed,
+            options.postprocess and model.bundle.postprocessing is not None,
+        ),
+    }
+    differing = [name for name, (before, after) in now.items() if before != after]
+    return [f"of another {' and '.join(differing)}"] if differing else []
+
+
+def _expected_tta(made_with: Provenance, model: Model, options: Options) -> str:
+    """Return the mirroring that would be used now, as far as it can be told without the image."""
+    if options.tta == "auto":
+        return made_with.tta
+    has_axes = bool(model.bundle.manifest.semantics.mirror_axes)
+    return "flips" if options.tta == "flips" and has_axes else "none"
+
+
+def _bundle_names(model: Model) -> tuple[str, ...]:
+    """Return the names of several bundles; a run's bundle is called as the run."""
+    folders = [member.bundle.folder.resolve() for member in model.members]
+    names = [folder.parent.name if folder.name == "bundle" else folder.name for folder in folders]
+    return tuple(names) if len(names) > 1 else ()
+
+
+def _weights(model: Model) -> tuple[float, ...]:
+    """Return the share of each of several bundles."""
+    return model.shares if len(model.members) > 1 else ()
 
 
 def bundle_sha256(model: Model) -> str:
@@ -269,10 +309,31 @@ def case_files(
             background=not model.labels.has_regions,
             lock=threading.Lock(),
         )
-    clashes = _clashes(cases, outputs)
+    if (output / MANIFEST).is_file():
+        raise DatasetError(f"{output}: is a bundle; choose another folder for the results.")
+    clashes = [*_clashes(cases, outputs), *_foreign_files(outputs.values(), output)]
     if clashes:
         raise refusal([*clashes, f"{output}: choose another output folder"])
     return outputs
+
+
+def _foreign_files(outputs: Iterable[CaseFiles], output: Path) -> list[str]:
+    """Return which reports and summaries would take the place of files that are none."""
+    paths = [report_path(output, made.case) for made in outputs]
+    found = [path for path in (*paths, output / SUMMARY) if path.is_file() and not _is_ours(path)]
+    table = output / TABLE
+    if table.is_file() and not table.read_bytes()[:64].startswith(b"case,status,"):
+        found.append(table)
+    return [f"{path} would be replaced, and medseg has not written it" for path in found]
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a JSON file is a report, a summary, or the voxel size beside a picture."""
+    try:
+        values = read_json(path)
+    except ConfigError:
+        return False
+    return isinstance(values, dict) and ("format_version" in values or set(values) == {"spacing"})
 
 
 def _clashes(cases: Cases, outputs: dict[str, CaseFiles]) -> list[str]:

@@ -203,7 +203,7 @@ def volumes_ml(
     counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     voxel_ml = abs(float(np.linalg.det(np.asarray(affine)[:3, :3]))) / 1000
     return {
-        name: float(sum(counts.get(value, 0) for value in set(values))) * voxel_ml
+        name: float(f"{sum(counts.get(value, 0) for value in set(values)) * voxel_ml:.12g}")
         for name, values in labels.structures.items()
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from medseg.errors import ConfigError, DatasetError
-from medseg.infer.case_files import OF_ANOTHER, CaseFiles, Clock, case_files
+from medseg.infer.case_files import CaseFiles, Clock, case_files
 from medseg.infer.inputs import Cases, collect_cases, part_of, refusal
 from medseg.infer.jobs import Job
 from medseg.infer.model import Model
@@ -77,9 +77,8 @@ def predict_folder(  # noqa: PLR0913 - all but three by keyword
     output = Path(output)
     outputs = case_files(model, cases, output, options.maps)
     stages = _previous(model, cases, previous_stage)
-    skipped = {} if overwrite else {
-        case: row for case, made in outputs.items() if (row := made.existing(model)) is not None
-    }  # fmt: skip
+    known = {case: made.existing(model, options) for case, made in outputs.items()}
+    skipped = {case: row for case, row in known.items() if row is not None and not overwrite}
     jobs = (
         Job(
             name=case,
@@ -94,7 +93,6 @@ def predict_folder(  # noqa: PLR0913 - all but three by keyword
     )
     begun = [made for case, made in outputs.items() if case not in skipped]
     _open(output, begun)
-    _tell_of_others(skipped)
     clock = Clock()
     predicted = model.run(
         jobs,
@@ -156,14 +154,6 @@ def _clear(output: Path, outputs: Sequence[CaseFiles]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _tell_of_others(skipped: dict[str, PredictionRow]) -> None:
-    count = sum(OF_ANOTHER in row.message for row in skipped.values())
-    if count:
-        logger.warning(
-            "outputs of another model: %d; they stay as they are, --overwrite replaces them", count
-        )
 
 
 def _summarise(

@@ -52,7 +52,7 @@ def load(  # noqa: PLR0913 - all but the path by keyword
     *,
     device: str = "auto",
     mode: Literal["default", "exact"] = "default",
-    folds: Sequence[str | int] | None = None,
+    folds: Sequence[str | int] | str | int | None = None,
     checkpoint: str = "final",
     weights: Sequence[float] | None = None,
     max_memory: str | int | None = None,
@@ -87,6 +87,7 @@ def load(  # noqa: PLR0913 - all but the path by keyword
         vram_bytes=None if max_vram is None else read_size(max_vram, "max_vram"),
     )
     paths = [path] if isinstance(path, (str, Path)) else list(path)
+    folds = [folds] if isinstance(folds, (str, int)) else folds
     if not paths:
         raise ConfigError("no model was given; expected the path of a bundle or run.")
     members, target = [], pick_device(device)
@@ -122,12 +123,19 @@ class Model:
         self.device, self.checkpoint = members[0].device, checkpoint
         self.limits = limits or Limits()
         self._own_bytes = resident_bytes()
+        room = self.limits.memory_bytes
+        if room is not None and room < self._own_bytes:
+            raise ConfigError(
+                f"max_memory is {size_words(room)}, and {size_words(self._own_bytes)} are taken by "
+                "the program and its networks alone; expected more, such as 4GB."
+            )
         if any(m.bundle.postprocessing != self.bundle.postprocessing for m in members):
             logger.warning(
                 "the postprocessing of %s is applied to the mean; that of the other models is not",
                 self.bundle.folder,
             )
-        self._engine = Engine(members, _shares(weights, len(members)), self.limits)
+        self.shares = _shares(weights, len(members))
+        self._engine = Engine(members, self.shares, self.limits)
 
     @property
     def folds(self) -> tuple[str, ...]:
@@ -216,6 +224,8 @@ class Model:
             step: As in `predict`.
             postprocess: As in `predict`.
         """
+        if isinstance(cases, (str, Path)):
+            raise TypeError(f"cases is {str(cases)!r}; expected several cases, such as a list")
         wanted = _wanted(probabilities=probabilities, entropy=entropy, disagreement=disagreement)
         options = self.options(wanted, tta=tta, step=step, postprocess=postprocess)
         jobs = (
@@ -433,7 +443,8 @@ class Model:
             raise DatasetError(
                 f"case {source.name!r}: got {len(source.channels)} channel"
                 f"{'s' if len(source.channels) > 1 else ''}, expected {len(names)} "
-                f"({', '.join(names)}). Give one image per channel, in this order."
+                f"({', '.join(names)}). Give one image per channel, in this order; an array is "
+                "(C, I, J, K)."
             )
 
 

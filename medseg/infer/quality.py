@@ -113,7 +113,7 @@ def segmentation_flags(
 
 
 def disagreement_flags(mean_disagreement_foreground: float) -> tuple[str, ...]:
-    """Say whether the folds disagree about what they found.
+    """Say whether the networks disagree about what they found.
 
     Args:
         mean_disagreement_foreground: Share of the folds that decide otherwise than all of them
@@ -124,7 +124,7 @@ def disagreement_flags(mean_disagreement_foreground: float) -> tuple[str, ...]:
         return ()
     found = f"{100 * mean_disagreement_foreground:.0f}%"
     limit = f"{100 * DISAGREEMENT:.0f}%"
-    return (f"the folds disagree by {found} within what was found, usual is less than {limit}",)
+    return (f"the networks disagree by {found} within what was found, usual is less than {limit}",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,7 @@ class Options:
                 f"tta is {self.tta!r}; expected one of: {', '.join(known)}."
                 f"{near_names(str(self.tta), known)}"
             )
-        if not 0 < self.step <= 1:
+        if not isinstance(self.step, (int, float)) or not 0 < self.step <= 1:
             raise ConfigError(f"step is {self.step}; expected a number in (0, 1], usually 0.5.")
         for name in sorted(self.maps - set(MAPS)):
             raise ConfigError(

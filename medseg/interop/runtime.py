@@ -45,6 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     if not options.output.endswith((".nii", ".nii.gz")):
         parser.error(f"the output is {options.output}; expected a name in .nii or .nii.gz")
+    if Path(options.output).resolve() in [Path(path).resolve() for path in options.images]:
+        parser.error(f"the output {options.output} is one of the images; name another file")
+    if not Path(options.output).resolve().parent.is_dir():
+        parser.error(f"the folder of {options.output} does not exist; make it first")
     folder = Path(__file__).resolve().parent
     model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     channels, affine, header = read_images(options.images, model["channels"])
@@ -66,10 +70,13 @@ def read_images(paths: Sequence[str], names: Sequence[str]) -> tuple[Array, Arra
         raise SystemExit(f"got {len(paths)} images; expected one for each of: {', '.join(names)}")
     arrays, affines, headers = [], [], []
     for path in paths:
-        image: Any = nib.load(path)
+        try:
+            image: Any = nib.load(path)
+            array = np.asanyarray(image.dataobj)  # scaled in double precision
+        except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+            raise SystemExit(f"{path}: cannot be read ({error})") from None
         if not isinstance(image, nib.Nifti1Pair):
             raise SystemExit(f"{path}: not a NIfTI file")
-        array = np.asanyarray(image.dataobj)  # scaled in double precision
         shape = (*array.shape, 1, 1)[:3]
         if array.size != math.prod(shape) or array.dtype.kind not in "iuf":
             raise SystemExit(f"{path}: {array.dtype} {array.shape}; expected one number per voxel")

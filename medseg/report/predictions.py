@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from medseg.report.text import WIDTH, columns, shortened, wrap
@@ -30,6 +31,7 @@ def format_predictions(rows: Sequence[PredictionRow], width: int = WIDTH) -> str
         _volumes(done, width),
         [_counts(rows)],
         _reasons("failed", failed, lambda row: (row.message,)),
+        _skipped(rows),
         _reasons("with flags", flagged, lambda row: row.flags),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
@@ -92,6 +94,18 @@ def _counts(rows: Sequence[PredictionRow]) -> str:
     ]
     told = [f"{number} {what}" for number, what in numbers if number or what == "done"]
     return ", ".join(told)
+
+
+def _skipped(rows: Sequence[PredictionRow]) -> list[str]:
+    """Return why cases were skipped, the same reason once, where it is not that all is done."""
+    numbers = Counter(row.message for row in rows if row.status == "skipped")
+    told = [
+        f"{number} case{'s' if number > 1 else ''}: {message}"
+        for message, number in numbers.items()
+        if ";" in message
+    ]
+    lines = [line for text in told for line in wrap(text, indent="  ")]
+    return ["skipped:", *lines] if lines else []
 
 
 def _reasons(

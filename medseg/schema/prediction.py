@@ -70,7 +70,11 @@ class Provenance(Schema):
     model: str
     """Name of the model."""
     bundle: Name
-    """Name of the bundle's folder."""
+    """Name of the bundle's folder; of several the first."""
+    bundles: tuple[Name, ...] = ()
+    """Names of the folders of all bundles, where there are several."""
+    weights: tuple[float, ...] = ()
+    """Share of each of several bundles."""
     bundle_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """Checksum of its `bundle.json`, which holds those of all its other files."""
     folds: tuple[str, ...]
@@ -112,6 +116,8 @@ class CaseReport(Schema):
     """What it was made with."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Stage -> time it took."""
+    file_bytes: int | None = None
+    """Size of the segmentation's file when it was written."""
     spacing: tuple[float, ...] | None = None
     """Voxel size beside a segmentation whose format has no place for one, as its readers expect
     it: (pages, rows, columns) or (rows, columns) in mm."""

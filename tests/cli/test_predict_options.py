@@ -154,18 +154,49 @@ class TestExistingOutputs:
         assert predict("-i", images).status == 0
         before = segmentations(out)
         caplog.clear()
-        assert predict("-i", images, models=[other]).status == 0
+        ran = predict("-i", images, models=[other])
+        assert ran.status == 0
+        assert "3 cases: has an output of another model and folds" in " ".join(ran.out.split())
         assert segmentations(out) == before
-        words = "has an output of another model; --overwrite replaces it"
+        words = "has an output of another model and folds; --overwrite replaces it"
         assert [row["message"] for row in summary(out)] == [words] * 3
-        assert "outputs of another model: 3; they stay as they are" in caplog.text
 
-    def test_other_folds_are_another_model(self, predict, images, out):
-        assert predict("-i", images, "--folds", "0").status == 0
-        assert predict("-i", images, "--folds", "0").status == 0
-        assert {row["message"] for row in summary(out)} == {"has an output"}
+    @pytest.mark.parametrize(
+        ("options", "what"),
+        [
+            (("--folds", "0"), "folds"),
+            (("--tta", "flips"), "tta"),
+            (("--step", "0.3"), "step"),
+            (("--checkpoint", "best"), "checkpoint"),
+            (("--folds", "0", "--step", "0.3"), "folds and step"),
+        ],
+    )
+    def test_those_of_other_settings_are_named(self, predict, images, out, options, what):
         assert predict("-i", images).status == 0
-        assert all("of another model" in row["message"] for row in summary(out))
+        assert predict("-i", images).status == 0
+        assert {row["message"] for row in summary(out)} == {"has an output"}
+        ran = predict("-i", images, *options)
+        words = f"has an output of another {what}; --overwrite replaces it"
+        assert {row["message"] for row in summary(out)} == {words}
+        assert f"3 cases: {words}" in " ".join(ran.out.split())
+
+    def test_other_weights_of_models_are_other_settings(self, predict, images, out, bundle, other):
+        both = [bundle, other]
+        assert predict("-i", images, "--weights", "3,1", models=both).status == 0
+        report = json.loads((out / "anna.json").read_text())["provenance"]
+        assert report["weights"] == [0.75, 0.25]
+        assert len(report["bundles"]) == 2
+        assert predict("-i", images, models=both).status == 0
+        assert all("of another weights" in row["message"] for row in summary(out))
+
+    def test_one_that_was_changed_since_is_named_and_kept(self, predict, images, out):
+        """It may be a correction by hand."""
+        assert predict("-i", images).status == 0
+        (out / "anna.nii.gz").write_bytes(b"corrected")
+        assert predict("-i", images).status == 0
+        messages = {row["case"]: row["message"] for row in summary(out)}
+        assert "that was changed since" in messages["anna"]
+        assert (out / "anna.nii.gz").read_bytes() == b"corrected"
 
     def test_what_they_lack_is_named(self, predict, images, out):
         assert predict("-i", images).status == 0
@@ -446,3 +477,29 @@ def test_the_table_fits_a_terminal(predict, images, tmp_path):
     assert [line for line in ran.out.splitlines() if len(line) > 80] == []
     assert "3 done, 1 failed" in ran.out
     assert "bert_0001.nii.gz" in "".join(ran.out.split())
+
+
+class TestForeignFiles:
+    """What medseg has not written is not replaced."""
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [("anna.json", '{"mine": 1}'), ("summary.json", "[1]"), ("summary.csv", "a,b\n1,2\n")],
+    )
+    def test_reports_and_summaries_of_others(self, predict, images, out, name, content):
+        out.mkdir()
+        (out / name).write_text(content)
+        ran = predict("-i", images)
+        assert ran.status == 2
+        assert f"{name} would be replaced, and medseg has not written it" in ran.err
+        assert [path.name for path in out.iterdir()] == [name]
+        assert (out / name).read_text() == content
+
+    def test_a_bundle(self, predict, images, bundle, tmp_path):
+        copy = tmp_path / "out"
+        shutil.copytree(bundle, copy)
+        before = sorted(copy.rglob("*"))
+        ran = predict("-i", images)
+        assert ran.status == 2
+        assert "is a bundle" in ran.err
+        assert sorted(copy.rglob("*")) == before

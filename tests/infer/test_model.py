@@ -108,7 +108,7 @@ def test_a_result_says_everything(expected, image, make):
     np.testing.assert_array_equal(expected.affine, affine)
     assert expected.labels == make.spec().labels
     assert expected.probabilities is None
-    assert [flag[:18] for flag in expected.flags] == ["the folds disagree"], "random weights"
+    assert [flag[:18] for flag in expected.flags] == ["the networks disag"], "random weights"
     voxel_ml = 0.85 * 1.3 * 2.4 / 1000
     counts = np.bincount(expected.segmentation.ravel(), minlength=4) * voxel_ml
     assert expected.volumes_ml == pytest.approx(

@@ -259,7 +259,7 @@ def test_nothing_found_is_the_only_flag_then(healthy, training):
 
 def test_disagreement_of_the_folds():
     flag = only(disagreement_flags(0.314))
-    assert flag == "the folds disagree by 31% within what was found, usual is less than 20%"
+    assert flag == "the networks disagree by 31% within what was found, usual is less than 20%"
     for silent in (0.0, quality.DISAGREEMENT, float("nan")):
         assert disagreement_flags(silent) == ()
 
