@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medseg.errors import MedsegError
 from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.geometry import SpatialRecord
 from medseg.infer.export import Part, Reduced, reduce_parts
@@ -102,12 +103,17 @@ class Engine:
         Raises:
             StoppedError: If somebody asked to stop.
         """
-        if len(works) == 1:
-            return [self._alone(works[0])]
+        if len(works) < 2:
+            return [self._alone(work) for work in works]
         with self._lock:
             try:
                 return list(self._together(works))
-            except (NotTogetherError, NotFiniteError, torch.OutOfMemoryError) as reason:
+            except (
+                NotTogetherError,
+                NotFiniteError,
+                MedsegError,
+                torch.OutOfMemoryError,
+            ) as reason:
                 logger.debug("images are predicted one by one (%s)", type(reason).__name__)
         return [self._alone(work) for work in works]
 
@@ -284,12 +290,10 @@ class Engine:
 
 def _finite(dtype: torch.dtype | None, make: Callable[[torch.dtype | None], T]) -> T:
     """Return what is made, in float32 if the autocast type overflowed."""
-    try:
-        return make(dtype)
-    except NotFiniteError:
-        if dtype is not None:
-            logger.warning("the network overflowed in %s; predicting again in float32", dtype)
-    try:
-        return make(None)
-    except NotFiniteError:
-        raise not_finite() from None
+    for attempt in dict.fromkeys((dtype, None)):
+        try:
+            return make(attempt)
+        except NotFiniteError:
+            if attempt is not None:
+                logger.warning("the network overflowed in %s; predicting again in float32", attempt)
+    raise not_finite()

@@ -310,29 +310,41 @@ class Model:
         """
         start = time.perf_counter()
         works = [self._work(job, prepared, options, should_stop) for job, prepared in pairs]
-        found = self._engine.reduce_together(works)
+        able = [work for work in works if isinstance(work, Work)]
+        found = iter(self._engine.reduce_together(able))
         seconds = (time.perf_counter() - start) / len(pairs)
-        return [
-            reduced
-            if isinstance(reduced, Exception)
-            else Computed(
-                prepared=work.prepared,
-                reduced=reduced,
-                maps=work.maps,
-                is_mirrored=bool(self._mirror_axes(work.prepared, options)),
-                seconds=seconds,
+        outcomes: list[Computed | Exception] = []
+        for work in works:
+            if isinstance(work, Exception):
+                outcomes.append(work)
+                continue
+            outcome = next(found)
+            if isinstance(outcome, Exception):
+                outcomes.append(outcome)
+                continue
+            outcomes.append(
+                Computed(
+                    prepared=work.prepared,
+                    reduced=outcome,
+                    maps=work.maps,
+                    is_mirrored=bool(self._mirror_axes(work.prepared, options)),
+                    seconds=seconds,
+                )
             )
-            for work, reduced in zip(works, found, strict=True)
-        ]
+        return outcomes
 
     def _work(
         self, job: Job, prepared: Prepared, options: Options, should_stop: Callable[[], bool]
-    ) -> Work:
+    ) -> Work | Exception:
+        """Return what the engine works on, or what went wrong where its maps should go."""
         maps: Maps = NO_MAPS
-        if job.maps_of is not None:
-            maps = job.maps_of(prepared)
-        elif options.maps:
-            maps = ArrayMaps(options.maps, prepared.grid.shape, self.labels.num_logits)
+        try:
+            if job.maps_of is not None:
+                maps = job.maps_of(prepared)
+            elif options.maps:
+                maps = ArrayMaps(options.maps, prepared.grid.shape, self.labels.num_logits)
+        except Exception as error:
+            return error
         return Work(
             prepared=prepared,
             options=options,
