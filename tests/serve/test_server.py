@@ -248,7 +248,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--max-upload", "lots"], "max-upload is 'lots'; expected a size such as 500MB"),
+            (["--max-upload", "lots"], "max-upload is 'lots'; expected a size such as 4GB"),
             (["--max-upload", "30GB"], "max-disk is 20 GB, less than the 30 GB"),
             (["--keep", "soon"], "keep is 'soon'; expected a time"),
             (["--tta", "maybe"], "tta is 'maybe'"),
