@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import names
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -30,8 +32,12 @@ def export(
     from medseg.interop.onnx import TOLERANCE
     from medseg.report.exports import format_export
 
-    chosen = None if folds is None else [part.strip() for part in folds.split(",")]
     written = exporting.export(
-        model, output, format=format, folds=chosen, checkpoint=checkpoint, trust_code=trust_code
+        model,
+        output,
+        format=format,
+        folds=names(folds),
+        checkpoint=checkpoint,
+        trust_code=trust_code,
     )
     typer.echo(format_export(written, output, TOLERANCE))

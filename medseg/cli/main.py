@@ -13,6 +13,7 @@ import typer
 
 from medseg.cli import dataset, demo, export, judge, predict, prepare, recipes, serve, train
 from medseg.cli.options import settings
+from medseg.cli.processes import leave_at_once
 
 app = typer.Typer(
     name="medseg",
@@ -66,16 +67,8 @@ def main() -> None:
     logging.getLogger("medseg").setLevel(logging.INFO)
     status = run(sys.argv[1:])
     if any(thread.daemon and thread.name.startswith("medseg-") for thread in threading.enumerate()):
-        _leave_at_once(status)
+        leave_at_once(status)
     sys.exit(status)
-
-
-def _leave_at_once(status: int) -> None:
-    """End although a thread still computes, which would crash the interpreter's own way out."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def run(arguments: list[str]) -> int:

@@ -66,6 +66,11 @@ SkipBad = Annotated[
 ]
 
 
+def names(text: str | None) -> list[str] | None:
+    """Return "a, b" as a list of names; None stays None."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """Return "1,1,2.5" as numbers.
 

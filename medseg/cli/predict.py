@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Device, numbers
+from medseg.cli.options import Device, names, numbers
 
 if TYPE_CHECKING:
     from medseg.schema.prediction import PredictionRow
@@ -97,7 +97,7 @@ def predict(  # noqa: PLR0913 - one option of the command each
             model,
             device=device,
             mode="exact" if exact else "default",
-            folds=_names(folds),
+            folds=names(folds),
             checkpoint=checkpoint,
             weights=numbers(weights, "--weights"),
             max_memory=max_memory,
@@ -110,7 +110,7 @@ def predict(  # noqa: PLR0913 - one option of the command each
             output,
             tta=tta,  # type: ignore[arg-type]
             step=step,
-            save=_names(save) or (),
+            save=names(save) or (),
             previous_stage=previous_stage,
             parts=parts,
             overwrite=overwrite,
@@ -189,7 +189,3 @@ class _Progress:
                 self._bar.miniters, self._bar.dynamic_miniters = 0, False  # tiles are no steps
                 self._open.enter_context(logging_redirect_tqdm())
         return self._bar
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medseg.cli.options import Device
+from medseg.cli.options import Device, names
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +56,7 @@ def serve(  # noqa: PLR0913 - one option of the command each
     ] = False,
 ) -> int:
     """Serve a model over HTTP: upload an image, ask for its job, download the segmentation."""
-    from medseg.cli.processes import use_cpus
+    from medseg.cli.processes import leave_at_once, use_cpus
     from medseg.infer.model import load
     from medseg.infer.result import Options
     from medseg.serve import server
@@ -67,13 +65,12 @@ def serve(  # noqa: PLR0913 - one option of the command each
     Options(tta=tta)  # type: ignore[arg-type]
     limits = _limits(max_upload, max_waiting, max_disk, keep)
     token = None if token_file is None else server.read_token(token_file)
-    chosen = None if folds is None else [part.strip() for part in folds.split(",")]
     with server.listen(host, port) as listener:
         use_cpus()
         loaded = load(
             model,
             device=device,
-            folds=chosen,
+            folds=names(folds),
             checkpoint=checkpoint,
             max_memory=max_memory,
             trust_code=trust_code,
@@ -95,7 +92,7 @@ def serve(  # noqa: PLR0913 - one option of the command each
             on_start=greet,
         )
     typer.echo("Stopped; all uploads and results are deleted.", err=True)
-    _leave(status)
+    leave_at_once(status)
     return status
 
 
@@ -140,8 +137,8 @@ def _greeting(address: str, model: Any, limits: Any, token_file: Path | None) ->
     token = ""
     if token_file is not None:
         token = f'-H "Authorization: Bearer $(cat {shlex.quote(str(token_file))})" '
-    names = list(spec.channels) if len(spec.channels) > 1 else ["image"]
-    files = " ".join(f"-F {shlex.quote(f'{name}=@{name}.nii.gz')}" for name in names)
+    fields = list(spec.channels) if len(spec.channels) > 1 else ["image"]
+    files = " ".join(f"-F {shlex.quote(f'{name}=@{name}.nii.gz')}" for name in fields)
     return "\n".join(
         [
             f"Model: {spec.name}, {model.bundle.manifest.configuration}, "
@@ -160,15 +157,3 @@ def _greeting(address: str, model: Any, limits: Any, token_file: Path | None) ->
             "Ctrl-C stops it.",
         ]
     )
-
-
-def _leave(status: int) -> None:
-    """End at once; all is deleted, and there is nothing to wait for.
-
-    A thread within the network cannot be asked to end, and without one the unloading of the
-    libraries still takes seconds on a busy machine.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -227,7 +226,7 @@ class CaseFiles:
                 bundle=model.bundle.folder.resolve().name,
                 bundles=_bundle_names(model),
                 weights=_weights(model),
-                bundle_sha256=bundle_sha256(model),
+                bundle_sha256=model.sha256,
                 folds=model.folds,
                 checkpoint=model.checkpoint,
                 tta="flips" if result.is_mirrored else "none",
@@ -245,7 +244,7 @@ class CaseFiles:
 def _other_settings(made_with: Provenance, model: Model, options: Options) -> list[str]:
     """Return in words what an output was made with and would not be now."""
     now = {
-        "model": (made_with.bundle_sha256, bundle_sha256(model)),
+        "model": (made_with.bundle_sha256, model.sha256),
         "weights": (made_with.weights, _weights(model)),
         "folds": (made_with.folds, model.folds),
         "checkpoint": (made_with.checkpoint, model.checkpoint),
@@ -279,15 +278,6 @@ def _bundle_names(model: Model) -> tuple[str, ...]:
 def _weights(model: Model) -> tuple[float, ...]:
     """Return the share of each of several bundles."""
     return model.shares if len(model.members) > 1 else ()
-
-
-def bundle_sha256(model: Model) -> str:
-    """Return a checksum of everything the model is made of: of its `bundle.json` files."""
-    manifests = [(member.bundle.folder / MANIFEST).read_bytes() for member in model.members]
-    if len(manifests) == 1:
-        return hashlib.sha256(manifests[0]).hexdigest()
-    parts = [hashlib.sha256(manifest).digest() for manifest in manifests]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def case_files(

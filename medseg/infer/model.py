@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.execute.sizes import read_size, size_words
 from medseg.geometry import SpatialRecord
 from medseg.infer import pipeline
-from medseg.infer.bundle import check_supported, find_bundle, read_bundle
+from medseg.infer.bundle import MANIFEST, check_supported, find_bundle, read_bundle
 from medseg.infer.engine import Engine, Work
 from medseg.infer.export import volumes_ml
 from medseg.infer.jobs import Computed, Job, Prepared
@@ -153,6 +154,15 @@ class Model:
         before = self.members[0].previous
         return None if before is None else Model([before], limits=self.limits)
 
+    @cached_property
+    def sha256(self) -> str:
+        """Return a checksum of everything the model is made of: of its `bundle.json` files."""
+        manifests = [(member.bundle.folder / MANIFEST).read_bytes() for member in self.members]
+        if len(manifests) == 1:
+            return hashlib.sha256(manifests[0]).hexdigest()
+        parts = [hashlib.sha256(manifest).digest() for manifest in manifests]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
     @property
     def precision(self) -> str:
         """Return the arithmetic of the networks."""
@@ -270,7 +280,7 @@ class Model:
         gate = pipeline.Gate(
             FREE_SHARE * free_memory_bytes() if room is None else _AHEAD * (room - self._own_bytes)
         )
-        return closed(pipeline.run(jobs, stages, stop, gate))
+        return pipeline.run(jobs, stages, stop, gate)
 
     def prepare(self, job: Job) -> Prepared:
         """Read a case and bring it into the network frame of every member."""
@@ -478,9 +488,3 @@ def _shares(weights: Sequence[float] | None, number: int) -> tuple[float, ...]:
 def error_words(error: Exception) -> str:
     """Return what went wrong with a case, for a table."""
     return str(error) if isinstance(error, MedsegError) else f"{type(error).__name__}: {error}"
-
-
-def closed(outcomes: Iterator[T]) -> Iterator[T]:
-    """Yield outcomes; whoever stops early ends the stages behind them."""
-    with closing(outcomes):  # type: ignore[type-var]
-        yield from outcomes
