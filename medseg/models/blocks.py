@@ -1,8 +1,9 @@
-"""Building blocks of the networks: instance norm, convolution block, residual block."""
+"""Building blocks of the networks: norms, convolution block, residual block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 NormMethod = Literal["auto", "instance", "group"]
+"""Operation behind the instance norm, see `instance_norm`; it changes nothing but rounding."""
+Norm = Literal["instance", "batch", "none"]
+Activation = Literal["leaky_relu", "relu", "gelu", "mish"]
+Shortcut = Literal["pooled", "strided"]
 
 NEGATIVE_SLOPE = 0.01
 EPSILON = 1e-5
@@ -21,6 +26,57 @@ LayerFactory = Callable[..., nn.Module]
 CONVOLUTIONS: dict[int, LayerFactory] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, LayerFactory] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 POOLS: dict[int, LayerFactory] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+BATCH_NORMS: dict[int, LayerFactory] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStyle:
+    """What a block has beside its convolution."""
+
+    norm: Norm = "instance"
+    """`instance`: over space; `batch`: over batch and space, by running statistics once trained;
+    `none`: nothing."""
+    epsilon: float = EPSILON
+    """Added to the variance."""
+    method: NormMethod = "auto"
+    """Operation behind the instance norm."""
+    activation: Activation = "leaky_relu"
+    """Function after the norm."""
+    slope: float = NEGATIVE_SLOPE
+    """What `leaky_relu` multiplies negative values by."""
+    activation_first: bool = False
+    """Whether the activation comes before the norm."""
+
+    @property
+    def negative_slope(self) -> float:
+        """Return the slope of the activation far below 0."""
+        return self.slope if self.activation == "leaky_relu" else 0.0
+
+    @property
+    def is_fused(self) -> bool:
+        """Return whether norm and activation are one operation."""
+        is_usual = self.norm == "instance" and self.activation == "leaky_relu"
+        return is_usual and not self.activation_first
+
+
+def activate(features: Tensor, style: BlockStyle) -> Tensor:
+    """Return the activated features, in their own memory where the gradient allows it."""
+    if style.activation == "relu":
+        return functional.relu(features, inplace=True)
+    if style.activation == "gelu":
+        return functional.gelu(features)
+    if style.activation == "mish":  # as first published; the library's own rounds otherwise
+        return features * torch.tanh(functional.softplus(features))
+    return functional.leaky_relu(features, style.slope, inplace=True)
+
+
+def norm_layer(channels: int, dimension: int, style: BlockStyle) -> nn.Module:
+    """Return the norm of a style; without one, a layer that has no parameters and does nothing."""
+    if style.norm == "batch":
+        return BATCH_NORMS[dimension](channels, eps=style.epsilon)
+    if style.norm == "none":
+        return nn.Identity()
+    return InstanceNorm(channels, style.method, style.epsilon)
 
 
 class InstanceNorm(nn.Module):
@@ -30,15 +86,20 @@ class InstanceNorm(nn.Module):
     work differs, see `instance_norm`.
     """
 
-    def __init__(self, channels: int, method: NormMethod = "auto") -> None:
+    def __init__(
+        self, channels: int, method: NormMethod = "auto", epsilon: float = EPSILON
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.method = method
+        self.epsilon = epsilon
 
     def forward(self, features: Tensor, slope: float = 1.0) -> Tensor:
         """Return the normalised (B, C, *spatial) features, negative ones times `slope`."""
-        return instance_norm(features, self.weight, self.bias, self.method, slope=slope)
+        return instance_norm(
+            features, self.weight, self.bias, self.method, slope=slope, epsilon=self.epsilon
+        )
 
 
 def instance_norm(
@@ -48,6 +109,7 @@ def instance_norm(
     method: NormMethod = "auto",
     *,
     slope: float = 1.0,
+    epsilon: float = EPSILON,
 ) -> Tensor:
     """Normalise (B, C, *spatial) features over space by the operation that suits their layout.
 
@@ -61,12 +123,12 @@ def instance_norm(
     on_cpu = features.device.type == "cpu"
     by_hand = method == "auto" and on_cpu and channels_last and torch.is_grad_enabled()
     if by_hand and not torch.compiler.is_compiling():
-        result: Tensor = _ChannelsLastNorm.apply(features, weight, bias, slope)  # type: ignore[no-untyped-call]
+        result: Tensor = _ChannelsLastNorm.apply(features, weight, bias, slope, epsilon)  # type: ignore[no-untyped-call]
         return result
     if method == "instance" or (method == "auto" and not (on_cpu or channels_last)):
-        result = functional.instance_norm(features, weight=weight, bias=bias, eps=EPSILON)
+        result = functional.instance_norm(features, weight=weight, bias=bias, eps=epsilon)
     else:
-        result = torch.group_norm(features, features.shape[1], weight, bias, EPSILON)
+        result = torch.group_norm(features, features.shape[1], weight, bias, epsilon)
     return result if slope == 1 else functional.leaky_relu(result, slope, inplace=True)
 
 
@@ -85,11 +147,13 @@ class _ChannelsLastNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, slope: float, epsilon: float
+    ) -> Tensor:
         batch, channels = features.shape[:2]
         voxels = features[0, 0].numel()
         result, mean, inverse_std = torch.native_group_norm(
-            features, weight, bias, batch, channels, voxels, channels, EPSILON
+            features, weight, bias, batch, channels, voxels, channels, epsilon
         )
         ctx.slope = slope
         if slope == 1:
@@ -101,7 +165,7 @@ class _ChannelsLastNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         features, weight, mean, inverse_std, *results = ctx.saved_tensors
         exact = torch.promote_types(features.dtype, torch.float32)
         rows, rows_gradient = _rows(features), _rows(gradient)
@@ -122,6 +186,7 @@ class _ChannelsLastNorm(torch.autograd.Function):
             to_rows.view(batch, *spatial, channels).movedim(-1, 1),
             to_weight.to(weight.dtype),
             to_bias.to(weight.dtype),
+            None,
             None,
         )
 
@@ -165,7 +230,7 @@ def _rows(features: Tensor) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm and, unless told otherwise, leaky ReLU."""
+    """Convolution, norm and, unless told otherwise, activation, in the order of the style."""
 
     def __init__(
         self,
@@ -174,7 +239,7 @@ class ConvBlock(nn.Module):
         *,
         kernel: Sequence[int],
         stride: Sequence[int],
-        norm: NormMethod,
+        style: BlockStyle,
         bias: bool = True,
         activated: bool = True,
     ) -> None:
@@ -184,12 +249,22 @@ class ConvBlock(nn.Module):
         self.conv = convolution(
             num_inputs, num_outputs, tuple(kernel), tuple(stride), padding, bias=bias
         )
-        self.norm = InstanceNorm(num_outputs, norm)
+        self.norm = norm_layer(num_outputs, len(kernel), style)
+        self.style = style
         self.activated = activated
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, num_outputs, *spatial / stride) features."""
-        result: Tensor = self.norm(self.conv(features), NEGATIVE_SLOPE if self.activated else 1.0)
+        style = self.style
+        result: Tensor = self.conv(features)
+        if self.activated and style.is_fused:
+            result = self.norm(result, style.slope)
+        elif not self.activated:
+            result = self.norm(result)
+        elif style.activation_first:
+            result = self.norm(activate(result, style))
+        else:
+            result = activate(self.norm(result), style)
         return result
 
 
@@ -204,7 +279,7 @@ class StackedConvs(nn.Module):
         kernel: Sequence[int],
         stride: Sequence[int],
         count: int,
-        norm: NormMethod,
+        style: BlockStyle,
     ) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
@@ -215,7 +290,7 @@ class StackedConvs(nn.Module):
                     num_outputs,
                     kernel=kernel,
                     stride=ones if index else stride,
-                    norm=norm,
+                    style=style,
                 )
                 for index in range(count)
             )
@@ -230,11 +305,14 @@ class StackedConvs(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut, their sum activated.
 
-    The shortcut averages over the stride where there is one, and projects with a 1x1 convolution
-    (no bias) and a norm where the number of channels changes; otherwise it is the input itself.
+    The `pooled` shortcut averages over the stride where there is one, and projects with a 1x1
+    convolution (no bias) and a norm where the number of channels changes. In the `strided` one
+    that convolution carries the stride, and it is there where either changes. Otherwise the
+    shortcut is the input itself.
 
     Source:
-        ResNet-D (He et al. 2019, "Bag of tricks"), as in nnU-Net's residual encoder presets.
+        ResNet-D (He et al. 2019, "Bag of tricks"), as in nnU-Net's residual encoder presets;
+        `strided` as in those of nnU-Net v1.
     """
 
     def __init__(
@@ -244,31 +322,34 @@ class ResidualBlock(nn.Module):
         *,
         kernel: Sequence[int],
         stride: Sequence[int],
-        norm: NormMethod,
+        style: BlockStyle,
+        shortcut: Shortcut = "pooled",
     ) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
-        self.conv1 = ConvBlock(num_inputs, num_outputs, kernel=kernel, stride=stride, norm=norm)
+        self.style = style
+        self.conv1 = ConvBlock(num_inputs, num_outputs, kernel=kernel, stride=stride, style=style)
         self.conv2 = ConvBlock(
-            num_outputs, num_outputs, kernel=kernel, stride=ones, norm=norm, activated=False
+            num_outputs, num_outputs, kernel=kernel, stride=ones, style=style, activated=False
         )
-        shortcut: list[nn.Module] = []
-        if any(step != 1 for step in stride):
-            shortcut.append(POOLS[len(kernel)](tuple(stride), tuple(stride)))
-        if num_inputs != num_outputs:
+        parts: list[nn.Module] = []
+        has_stride, is_pooled = any(step != 1 for step in stride), shortcut == "pooled"
+        if has_stride and is_pooled:
+            parts.append(POOLS[len(kernel)](tuple(stride), tuple(stride)))
+        if num_inputs != num_outputs or (has_stride and not is_pooled):
             projection = ConvBlock(
                 num_inputs,
                 num_outputs,
                 kernel=ones,
-                stride=ones,
-                norm=norm,
+                stride=ones if is_pooled else stride,
+                style=style,
                 bias=False,
                 activated=False,
             )
-            shortcut.append(projection)
-        self.skip = nn.Sequential(*shortcut)
+            parts.append(projection)
+        self.skip = nn.Sequential(*parts)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, num_outputs, *spatial / stride) features."""
         total = self.conv2(self.conv1(features)).add_(self.skip(features))
-        return functional.leaky_relu(total, NEGATIVE_SLOPE, inplace=True)
+        return activate(total, self.style)

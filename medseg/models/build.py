@@ -18,6 +18,7 @@ from medseg.models.blocks import (
 )
 from medseg.models.external import ExternalNetwork, external_network, require_trust
 from medseg.models.mednext import SIZES, initialize_mednext, mednext, mednext_problems
+from medseg.models.options import unet_options, unet_problems
 from medseg.models.residual_unet import residual_unet
 from medseg.models.unet import UNet, plain_unet
 from medseg.schema.plans import Architecture, kind_problem
@@ -52,7 +53,8 @@ def build_network(  # noqa: PLR0913 - each is one fact about the network
         patch_size: Training patch in voxels; only networks from outside may ask for it.
         deep_supervision: Whether the network returns the logits of every decoder stage; the
             attribute of that name can be switched later. Networks from outside have one output.
-        norm: Operation behind the instance norm; `instance` is the original one.
+        norm: Operation behind the instance norm, where that is the network's norm; `instance` is
+            the original one.
         generator: Source of the weights; None draws from torch's global one, and nothing else
             does.
         trust_code: Whether a network from outside, "package.module:Name", may be imported and
@@ -86,15 +88,23 @@ def build_network(  # noqa: PLR0913 - each is one fact about the network
         network = builder(architecture, **channels, deep_supervision=deep_supervision, norm=norm)
     # as `to_empty` does, whose `empty_like` of a meta tensor imports for 0.4 s
     network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
-    (initialize_mednext if architecture.kind in SIZES else initialize)(network, generator)
+    if architecture.kind in SIZES:
+        initialize_mednext(network, generator)
+    else:
+        initialize(network, generator, unet_options(architecture).style.negative_slope)
     return network
 
 
 @torch.no_grad()
-def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw all weights anew: He-normal for a leaky ReLU, biases 0, norms 1 and 0.
+def initialize(
+    network: nn.Module,
+    generator: torch.Generator | None = None,
+    slope: float = NEGATIVE_SLOPE,
+) -> None:
+    """Draw all weights anew: He-normal for a leaky ReLU of that slope, biases 0, norms 1 and 0.
 
-    The last norm of a residual block starts at 0, so each block starts as its shortcut.
+    The last norm of a residual block starts at 0, so each block starts as its shortcut. What
+    batch norms remember of the data is forgotten.
 
     Source:
         He et al. 2015; initialisation of nnU-Net v2's networks.
@@ -102,15 +112,18 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None) -> 
     convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     for module in network.modules():
         if isinstance(module, convolutions):
-            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE, generator=generator)
+            nn.init.kaiming_normal_(module.weight, a=slope, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, InstanceNorm):
             module.weight.fill_(1)
             module.bias.zero_()
+        elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.reset_parameters()
     for module in network.modules():
-        if isinstance(module, ResidualBlock):
-            module.conv2.norm.weight.zero_()
+        last = module.conv2.norm if isinstance(module, ResidualBlock) else None
+        if isinstance(last, (InstanceNorm, nn.BatchNorm2d, nn.BatchNorm3d)):
+            last.weight.zero_()
 
 
 def architecture_problems(architecture: Architecture) -> list[str]:
@@ -120,9 +133,8 @@ def architecture_problems(architecture: Architecture) -> list[str]:
         problems.append(f"kind is {architecture.kind!r}; {problem}")
     if architecture.kind in SIZES:
         problems += mednext_problems(architecture.options)
-    elif architecture.options and not architecture.is_external:
-        names = ", ".join(architecture.options)
-        problems.append(f"options has {names}; {architecture.kind} takes none")
+    elif not architecture.is_external:
+        problems += unet_problems(architecture)
     num_stages = len(architecture.features)
     if num_stages < 2:
         problems.append(f"features has {num_stages} entries; expected at least 2 stages")

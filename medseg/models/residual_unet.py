@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from medseg.models.blocks import NormMethod, ResidualBlock, StackedConvs
+from medseg.models.options import UNetOptions, unet_options
 from medseg.models.unet import Decoder, UNet
 from medseg.schema.plans import Architecture
 
@@ -22,7 +23,7 @@ class ResidualStage(nn.Module):
         kernel: Sequence[int],
         stride: Sequence[int],
         count: int,
-        norm: NormMethod,
+        options: UNetOptions,
     ) -> None:
         super().__init__()
         ones = (1,) * len(kernel)
@@ -33,7 +34,8 @@ class ResidualStage(nn.Module):
                     num_outputs,
                     kernel=kernel,
                     stride=ones if index else stride,
-                    norm=norm,
+                    style=options.style,
+                    shortcut=options.shortcut,
                 )
                 for index in range(count)
             )
@@ -48,16 +50,16 @@ class ResidualStage(nn.Module):
 class ResidualEncoder(nn.Module):
     """A stem of one convolution block, then one residual stage per resolution."""
 
-    def __init__(self, architecture: Architecture, num_inputs: int, norm: NormMethod) -> None:
+    def __init__(self, architecture: Architecture, num_inputs: int, options: UNetOptions) -> None:
         super().__init__()
         num_inputs_stage = architecture.features[0]
         self.stem = StackedConvs(
             num_inputs,
             num_inputs_stage,
-            kernel=architecture.kernel_sizes[0],
+            kernel=options.kernel_size_stem,
             stride=(1,) * len(architecture.strides[0]),
             count=1,
-            norm=norm,
+            style=options.style,
         )
         stages = []
         for stage, features in enumerate(architecture.features):
@@ -67,7 +69,7 @@ class ResidualEncoder(nn.Module):
                 kernel=architecture.kernel_sizes[stage],
                 stride=architecture.strides[stage],
                 count=architecture.blocks_encoder[stage],
-                norm=norm,
+                options=options,
             )
             stages.append(blocks)
             num_inputs_stage = features
@@ -95,5 +97,6 @@ def residual_unet(
     Source:
         Parameter names and arithmetic of nnU-Net v2's residual encoder U-Net.
     """
-    encoder = ResidualEncoder(architecture, num_inputs, norm)
-    return UNet(encoder, Decoder(architecture, num_logits, norm), deep_supervision)
+    options = unet_options(architecture, norm)
+    encoder = ResidualEncoder(architecture, num_inputs, options)
+    return UNet(encoder, Decoder(architecture, num_logits, options), deep_supervision)

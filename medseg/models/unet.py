@@ -5,14 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medseg.models.blocks import CONVOLUTIONS, TRANSPOSED, NormMethod, StackedConvs
+from medseg.models.blocks import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    BlockStyle,
+    NormMethod,
+    StackedConvs,
+)
+from medseg.models.options import UNetOptions, unet_options
 from medseg.schema.plans import Architecture
 
 
 class PlainEncoder(nn.Module):
     """Stages of convolution blocks, each opened by a strided convolution."""
 
-    def __init__(self, architecture: Architecture, num_inputs: int, norm: NormMethod) -> None:
+    def __init__(self, architecture: Architecture, num_inputs: int, style: BlockStyle) -> None:
         super().__init__()
         stages = []
         for stage, features in enumerate(architecture.features):
@@ -22,7 +29,7 @@ class PlainEncoder(nn.Module):
                 kernel=architecture.kernel_sizes[stage],
                 stride=architecture.strides[stage],
                 count=architecture.blocks_encoder[stage],
-                norm=norm,
+                style=style,
             )
             stages.append(nn.Sequential(convs))
             num_inputs = features
@@ -44,7 +51,7 @@ class Decoder(nn.Module):
     layers of all steps always exist, so that weights load with and without deep supervision.
     """
 
-    def __init__(self, architecture: Architecture, num_logits: int, norm: NormMethod) -> None:
+    def __init__(self, architecture: Architecture, num_logits: int, options: UNetOptions) -> None:
         super().__init__()
         dimension = len(architecture.strides[0])
         ones = (1,) * dimension
@@ -56,10 +63,10 @@ class Decoder(nn.Module):
             convs = StackedConvs(
                 2 * features,
                 features,
-                kernel=architecture.kernel_sizes[stage],
+                kernel=options.kernel_sizes_decoder[stage],
                 stride=ones,
                 count=architecture.blocks_decoder[stage],
-                norm=norm,
+                style=options.style,
             )
             stages.append(convs)
             logit_layers.append(CONVOLUTIONS[dimension](features, num_logits, ones))
@@ -124,5 +131,6 @@ def plain_unet(
     Source:
         Parameter names and arithmetic of nnU-Net v2's plain convolutional U-Net.
     """
-    encoder = PlainEncoder(architecture, num_inputs, norm)
-    return UNet(encoder, Decoder(architecture, num_logits, norm), deep_supervision)
+    options = unet_options(architecture, norm)
+    encoder = PlainEncoder(architecture, num_inputs, options.style)
+    return UNet(encoder, Decoder(architecture, num_logits, options), deep_supervision)

@@ -8,7 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from medseg.models import blocks
-from medseg.models.blocks import EPSILON, ConvBlock, InstanceNorm, instance_norm, is_channels_last
+from medseg.models.blocks import (
+    EPSILON,
+    BlockStyle,
+    ConvBlock,
+    InstanceNorm,
+    instance_norm,
+    is_channels_last,
+)
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
 
@@ -154,7 +161,7 @@ def test_parameters_are_named_as_torchs() -> None:
 
 
 def test_block_without_activation_lets_negatives_through() -> None:
-    options = {"kernel": (1, 3, 5), "stride": (1, 1, 2), "norm": "auto"}
+    options = {"kernel": (1, 3, 5), "stride": (1, 1, 2), "style": BlockStyle()}
     torch.manual_seed(0)
     block = ConvBlock(3, 4, **options).double()
     raw = ConvBlock(3, 4, activated=False, **options).double()

@@ -85,7 +85,7 @@ def test_every_kind_of_the_schema_is_built() -> None:
         ({"strides": ((1, 2, 1),) * 3}, r"strides opens with \[1, 2, 1\]"),
         ({"strides": ((0, 1, 1),) * 3}, "expected positive numbers"),
         ({"kind": "plain_unit"}, "kind is 'plain_unit'.*Did you mean 'plain_unet'"),
-        ({"options": {"width": 3}}, "options has width; plain_unet takes none"),
+        ({"options": {"width": 3}}, "options has 'width'; plain_unet knows"),
     ],
 )
 def test_contradictions_are_named(change: dict[str, object], match: str) -> None:
