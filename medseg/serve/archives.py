@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import stat
 import struct
 import zipfile
 import zlib
@@ -14,39 +12,17 @@ from pathlib import Path
 from typing import IO
 
 from medseg.execute.sizes import size_words
+from medseg.io.archive import ShortReads, TooLong, leads_out, unusual_kind
 from medseg.serve.limits import Limits, Refusal
 
 _BLOCK = 2**20
-_DIRECTORY_BYTES_PER_ENTRY = 512
 _SMALL_ENOUGH = 16 * 10**6
 """Below so many bytes any ratio of packing is harmless: empty slices pack a thousandfold."""
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NESTED = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-_IS_ENCRYPTED = 1
 _NO_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
 
 Place = Callable[[Sequence[str]], Path | None]
 """From the names of the folders an entry lies in to the folder it is unpacked to; None: skip it."""
-
-
-class _ShortReads(io.FileIO):
-    """A file that is never read in large pieces, whatever length its own content asks for."""
-
-    def __init__(self, path: Path, longest: int) -> None:
-        super().__init__(path)
-        self._longest = longest
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read bytes.
-
-        Raises:
-            Refusal: If more are asked for than is sensible.
-        """
-        if size is None or size < 0:
-            size = self._longest
-        if size > self._longest:
-            raise _too_many()
-        return super().read(size) or b""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,12 +55,13 @@ def unpack(archive: Path, place: Place, *, limits: Limits, take: Callable[[int],
         Refusal: If the archive is damaged or too large, or holds anything but plain files in
             folders: links, devices, archives, encrypted entries, paths that lead out of it.
     """
-    longest = max(limits.max_entries * _DIRECTORY_BYTES_PER_ENTRY, _BLOCK)
     room = _Room(left=limits.max_unpacked_bytes, take=take)
     try:
-        with _ShortReads(archive, longest) as file, zipfile.ZipFile(file) as opened:
+        with ShortReads(archive, limits.max_entries) as file, zipfile.ZipFile(file) as opened:
             entries = _checked(opened.infolist(), archive.stat().st_size, limits)
             return _unpack(opened, entries, place, room)
+    except TooLong:
+        raise _too_many() from None
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
         raise Refusal(
             422, f"the zip archive is damaged ({error}). Pack or copy it again."
@@ -102,8 +79,7 @@ def _checked(
     if len(entries) > limits.max_entries:
         raise _too_many()
     for entry in entries:
-        _check_name(entry)
-        _check_kind(entry)
+        _check(entry)
     total = sum(entry.file_size for entry in entries)
     if total > limits.max_unpacked_bytes:
         raise _too_large()
@@ -116,21 +92,12 @@ def _checked(
     return [entry for entry in entries if not entry.is_dir()]
 
 
-def _check_name(entry: zipfile.ZipInfo) -> None:
-    name = entry.orig_filename
-    is_absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name)
-    if is_absolute or ".." in _parts(name) or "\0" in name:
+def _check(entry: zipfile.ZipInfo) -> None:
+    if leads_out(entry.orig_filename):
         raise _refused("a path that leads out of the archive")
-
-
-def _check_kind(entry: zipfile.ZipInfo) -> None:
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _refused("a link or a device")
-    if entry.flag_bits & _IS_ENCRYPTED:
-        raise _refused("an encrypted file")
-    if entry.compress_type not in _METHODS:
-        raise _refused("a file packed in an unusual way")
+    what = unusual_kind(entry)
+    if what is not None:
+        raise _refused(what)
     if entry.filename.lower().endswith(".zip"):
         raise _refused("another archive")
 
