@@ -55,6 +55,11 @@ class Grid:
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return i, j, k
 
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel."""
+        return abs(float(np.linalg.det(self.affine[:3, :3])))
+
     def disagreement(self, other: Grid, tolerance: float = 0.05) -> str | None:
         """Say how another grid differs, or return None where the two agree.
 
@@ -155,12 +160,15 @@ def _largest(candidates: list[_Candidate], scores: list[float]) -> list[_Candida
     return [item for item, score in zip(candidates, scores, strict=True) if score >= limit]
 
 
-def orient(affine: ArrayLike, network_axes: Sequence[int]) -> tuple[Axes, Flips]:
+def orient(
+    affine: ArrayLike, network_axes: Sequence[int], *, is_stored: bool = False
+) -> tuple[Axes, Flips]:
     """Return `canonical_axes` in the order of the plans.
 
     Args:
         affine: (4, 4) voxel index to RAS+ mm.
         network_axes: Network axis d is canonical axis `network_axes[d]`.
+        is_stored: Whether the image's own axes I, J, K take the place of canonical ones.
 
     Returns:
         axes: Network axis d is image axis `axes[d]`.
@@ -172,7 +180,8 @@ def orient(affine: ArrayLike, network_axes: Sequence[int]) -> tuple[Axes, Flips]
     """
     if sorted(network_axes) != [0, 1, 2]:
         raise ValueError(f"network_axes is {tuple(network_axes)}; expected an order of 0, 1, 2")
-    axes, flips = canonical_axes(affine)
+    plain: tuple[Axes, Flips] = ((0, 1, 2), (False, False, False))
+    axes, flips = plain if is_stored else canonical_axes(affine)
     a, b, c = network_axes
     return (axes[a], axes[b], axes[c]), (flips[a], flips[b], flips[c])
 
@@ -229,6 +238,17 @@ class SpatialRecord:
         """Voxels of the whole image in network order."""
         a, b, c = self.axes
         return self.shape_image[a], self.shape_image[b], self.shape_image[c]
+
+    @property
+    def crop(self) -> tuple[slice, slice, slice]:
+        """The box along the image's own axes I, J, K: `image[record.crop]` is what was kept."""
+        kept = [self.box[self.axes.index(axis)] for axis in range(3)]
+        turned = [self.flips[self.axes.index(axis)] for axis in range(3)]
+        i, j, k = (
+            slice(length - high, length - low) if flip else slice(low, high)
+            for (low, high), flip, length in zip(kept, turned, self.shape_image, strict=True)
+        )
+        return i, j, k
 
     @property
     def shape_cropped(self) -> tuple[int, int, int]:

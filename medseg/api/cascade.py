@@ -22,7 +22,7 @@ from medseg.errors import BundleError, DatasetError, PlanError, case_context
 from medseg.execute.progress import progress_bar
 from medseg.execute.resources import free_memory_bytes
 from medseg.infer.bundle import Bundle, find_bundle, read_bundle, weights_name
-from medseg.infer.export import indices_for_next_stage
+from medseg.infer.export import Held, Part, indices_for_next_stage
 from medseg.infer.model import Model, load
 from medseg.infer.result import Options
 from medseg.labels import LabelScheme
@@ -185,7 +185,9 @@ def _predict(
     entry, target = store.open(first), store.open(second)
     image = torch.from_numpy(np.asarray(entry.image[...], dtype=np.float32))
     logits = model.network_logits(image, entry.record, _OPTIONS, name=case)
-    return indices_for_next_stage(logits, entry.record, target.record, model.labels)
+    semantics = model.members[0].bundle.manifest.semantics
+    part = Part(source=Held(logits), record=entry.record, semantics=semantics)
+    return indices_for_next_stage(part, target.record, model.labels)
 
 
 def _opened(path: Path, key: str) -> LabelFile:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medseg.errors import MedsegError
 from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.geometry import SpatialRecord
+from medseg.infer.exact import on_image_grid
 from medseg.infer.export import Part, Reduced, reduce_parts
 from medseg.infer.jobs import Prepared
 from medseg.infer.maps import Maps
@@ -140,9 +141,13 @@ class Engine:
     def _check_together(self, works: Sequence[Work], found: Sequence[Arrangement]) -> None:
         """Check that images are small, mirrored alike and fit into memory together.
 
+        In exact mode each is predicted alone.
+
         Raises:
             NotTogetherError: If not.
         """
+        if any(member.is_exact for member in self.members):
+            raise NotTogetherError
         resident = resident_bytes()
         need = sum(each.need_bytes - resident for each in found)
         fits = need <= FREE_SHARE * free_memory_bytes() and all(each.is_plain for each in found)
@@ -187,13 +192,13 @@ class Engine:
         Returns:
             (L, n0, n1, n2) float32, on the CPU.
         """
-        ready = Ready(image=image, record=record)
+        ready = Ready(image=image, record=record, told=previous)
 
         def made(dtype: torch.dtype | None) -> torch.Tensor:
             layout = Layout(batch=self.members[0].batch)
             task = Task(name=name, options=options, layout=layout, dtype=dtype)
-            rows = self.members[0].rows(ready, task, previous)
-            return rows.rows(0, rows.shape[0])[: self._labels.num_logits].contiguous()
+            found = self.members[0].part(ready, task).source
+            return found.rows(0, found.shape[0])[: self._labels.num_logits].float().contiguous()
 
         with self._lock:
             return _finite(self._dtype, made)
@@ -209,6 +214,8 @@ class Engine:
             self._has_told = True
             logger.info("case %s: %s", work.prepared.name, found.words)
         parts = list(self._parts(work, found, dtype, on_host=on_host))
+        if self.members[0].is_exact:
+            parts = [on_image_grid(part) for part in parts]
         return reduce_parts(parts, self._labels, work.maps)
 
     def _parts(
@@ -230,10 +237,8 @@ class Engine:
                 progress=work.progress,
                 should_stop=work.should_stop,
             )
-            stage_layout = self._stage_layout(work, on_host=on_host)
-            before = member.found_before(ready, task, stage_layout)
-            source = member.rows(ready, task, before)
-            yield Part(source=source, record=ready.record, weight=share)
+            informed = member.informed(ready, task, self._stage_layout(work, on_host=on_host))
+            yield member.part(informed, task, share)
 
     def _arranged(self, work: Work, *, on_host: bool) -> Arrangement:
         requests = [

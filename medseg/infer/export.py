@@ -21,9 +21,12 @@ from medseg.geometry import SpatialRecord
 from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps, entropy, put_slab, within
 from medseg.infer.segment import decide, indices_of, segment_slab
 from medseg.labels import LabelScheme
-from medseg.resample import Slab, rows_needed, separate_axis
+from medseg.resample import Slab, is_anisotropic, rows_needed, separate_axis
+from medseg.schema.bundle import Semantics
 from medseg.values import value_counts
 
+MEDSEG = Semantics()
+"""How medseg's own models are put together."""
 SLAB_ELEMENTS = 2**24
 """Largest number of logits resampled at once: what export needs beyond its input and output."""
 
@@ -69,6 +72,22 @@ class Part:
     """The way back to the image's grid."""
     weight: float = 1.0
     """Share in the mean, with those of all parts 1."""
+    semantics: Semantics = MEDSEG
+    """What the source holds, and how it is resampled."""
+
+    @property
+    def holds_probabilities(self) -> bool:
+        """Return whether the source holds probabilities, not logits."""
+        return self.semantics.average == "probabilities"
+
+    @property
+    def threshold(self) -> float:
+        """Return the value above which a region is there."""
+        return 0.5 if self.holds_probabilities else 0.0
+
+    def probabilities(self, values: torch.Tensor, labels: LabelScheme) -> torch.Tensor:
+        """Return (L, *spatial) probabilities of what the source holds."""
+        return values.float() if self.holds_probabilities else labels.activate(values)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -146,18 +165,14 @@ def probabilities_from_logits(
 
 
 def indices_for_next_stage(
-    logits: torch.Tensor | Source,
-    record: SpatialRecord,
-    target: SpatialRecord,
-    labels: LabelScheme,
+    part: Part, target: SpatialRecord, labels: LabelScheme
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Return what the first stage of a cascade found, on the grid of the second stage's network.
 
     Logits are resampled linearly, slab by slab, before each voxel takes its label.
 
     Args:
-        logits: (L, *record.shape_network) of the first stage, float32.
-        record: How the first stage's network saw the image.
+        part: What the first stage says.
         target: How the second stage's network sees the same image.
         labels: What the L channels mean.
 
@@ -169,21 +184,22 @@ def indices_for_next_stage(
 
     Source:
         Behaviour of nnU-Net v2, which writes such label maps for the training of a second stage;
-        here it is the way in prediction too.
+        in medseg's own models it is the way in prediction too.
     """
+    record = part.record
     for name in ("shape_image", "axes", "flips", "box"):
         if getattr(record, name) != getattr(target, name):
             raise ValueError(
                 f"{name} is {getattr(record, name)} in the first stage and "
                 f"{getattr(target, name)} in the second; expected one image, cropped alike"
             )
-    part = Part(source=Held(logits) if isinstance(logits, torch.Tensor) else logits, record=record)
     shape, axis = tuple(target.shape_network), part.source.axis
     found: NDArray[np.unsignedinteger[Any]]
     found = np.empty(shape, dtype=labels.index_dtype)
     for rows in _cut(shape, axis, 0, shape[axis], _thickness([part], shape, axis, labels)):
         slab = _resampled(part, rows, shape, target.spacing_network, labels)
-        found[(*(slice(None),) * axis, rows)] = segment_slab(slab.first(labels.num_logits), labels)
+        own = slab.first(labels.num_logits)
+        found[(*(slice(None),) * axis, rows)] = segment_slab(own, labels, part.threshold)
     return found
 
 
@@ -348,12 +364,12 @@ def _alone(part: Part, slab: Slab, labels: LabelScheme, kinds: frozenset[str]) -
     own = slab.first(labels.num_logits)
     disagreement = _dissent(part, slab, labels)
     if not kinds & {"probabilities", "entropy"}:
-        return _Found(indices=segment_slab(own, labels), probabilities=None,
+        return _Found(indices=segment_slab(own, labels, part.threshold), probabilities=None,
                       disagreement=disagreement)  # fmt: skip
     logits = torch.stack(list(own.channels()))
     return _Found(
-        indices=indices_of(decide(logits, labels), labels),
-        probabilities=labels.activate(logits),
+        indices=indices_of(decide(logits, labels, part.threshold), labels),
+        probabilities=part.probabilities(logits, labels),
         disagreement=disagreement,
     )
 
@@ -365,15 +381,15 @@ def _together(parts: Sequence[Part], slabs: Sequence[Slab], labels: LabelScheme)
     for part, slab in zip(parts, slabs, strict=True):
         order = [part.record.axes.index(axis) for axis in parts[0].record.axes]
         logits = torch.stack(list(slab.first(labels.num_logits).channels()))
-        probabilities = labels.activate(logits).permute(0, *(d + 1 for d in order)).cpu()
+        probabilities = part.probabilities(logits, labels).permute(0, *(d + 1 for d in order)).cpu()
         dissent = _dissent(part, slab, labels)
-        own = decide(probabilities - 0.5, labels)
+        own = decide(probabilities, labels, 0.5)
         opinions.append((own, None if dissent is None else dissent.permute(order).cpu()))
         weighted = probabilities.mul_(part.weight)
         total = weighted if total is None else total.add_(weighted)
     if total is None:
         raise ValueError("at least one part is needed, got none")
-    codes = decide(total - 0.5, labels)
+    codes = decide(total, labels, 0.5)
     dissent = torch.zeros(codes.shape)
     for part, (own, inner) in zip(parts, opinions, strict=True):
         inner = torch.zeros(codes.shape) if inner is None else inner
@@ -391,13 +407,9 @@ def _dissent(part: Part, slab: Slab, labels: LabelScheme) -> torch.Tensor | None
 def _resampled(
     part: Part, rows: slice, shape: Sequence[int], spacing: Sequence[float], labels: LabelScheme
 ) -> Slab:
-    """Return the slab of some rows of the box, on a grid of another shape.
-
-    The separate axis is decided from the network's spacing and the one asked for: a 2D
-    configuration keeps the length of its slice axis, so slices never mix.
-    """
-    source, record = part.source, part.record
-    separate = separate_axis(record.spacing_network, spacing)
+    """Return the slab of some rows of the box, on a grid of another shape."""
+    source = part.source
+    separate = result_axis(part.record, spacing, part.semantics)
     before, after = source.shape[source.axis], shape[source.axis]
     held = rows_needed(before, after, rows, linear=separate != source.axis)
     source.release(held.start)
@@ -410,3 +422,28 @@ def _resampled(
         rows=rows,
         separate=separate,
     )
+
+
+def result_axis(
+    record: SpatialRecord, spacing: Sequence[float], semantics: Semantics
+) -> int | None:
+    """Return the network axis along which the nearest slices are taken on the way back, or None.
+
+    By default it is decided from the network's spacing and the one asked for: a 2D configuration
+    keeps the length of its slice axis, so slices never mix.
+
+    Args:
+        record: How the network saw the image.
+        spacing: Voxel size asked for in mm, network order.
+        semantics: How the axis is decided.
+
+    Source:
+        nnU-Net v2 (`separate_by` network) and v1 (image).
+    """
+    when = semantics.resample_result.separate
+    if semantics.separate_by == "network":
+        return separate_axis(record.spacing_network, spacing, when=when)
+    if when != "auto" or is_anisotropic(spacing):
+        return separate_axis(spacing, spacing, when=when)
+    number = separate_axis(record.spacing_network, record.spacing_network)
+    return None if number is None else record.axes.index(2 - number)

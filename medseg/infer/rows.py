@@ -139,7 +139,7 @@ class LogitRows:
         self._runner, self._volume, self._batch = runner, volume, layout.batch
         self._layout, self._should_stop = layout, should_stop
         self._progress = progress or (lambda done, total: None)
-        self._boxes = _boxes(volume, step, layout.axis)
+        self._boxes = tile_boxes(volume, step, layout.axis)
         self._done = 0
         self._sums: Sums | None = None
         self._weight = self._importance()
@@ -290,7 +290,7 @@ def _starts(shape: Sequence[int], tile: Sequence[int], step: float) -> list[tupl
     ]
 
 
-def _boxes(volume: Volume, step: float, axis: int) -> list[Box]:
+def tile_boxes(volume: Volume, step: float, axis: int = 0) -> list[Box]:
     """Return every tile, those with the first rows of an axis first."""
     starts = _starts(volume.shape, volume.tile, step)
     boxes = []

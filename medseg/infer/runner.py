@@ -35,6 +35,8 @@ class Runner:
     dtype: torch.dtype | None
     """Autocast type; None computes in float32."""
     has_regions: bool = False
+    averages_probabilities: bool = False
+    """Whether each pass is activated before anything is averaged: its logits are probabilities."""
     measures_disagreement: bool = False
     """Whether one more channel tells, for each voxel, the share of networks whose own decision
     differs from that of their mean."""
@@ -65,12 +67,12 @@ class Runner:
             for network in self.networks:
                 found = self._mirrored(network, tiles, batch)
                 if self.measures_disagreement:
-                    votes.append(self._decision(found))
+                    votes.append(self.decision(found, len(self.flips)))
                 total = found if total is None else total.add_(found)
         if total is None:
             raise ValueError("at least one network is needed, got none")
         if self.measures_disagreement:
-            share = _disagreement(votes, self._decision(total))
+            share = disagreement(votes, self.decision(total, self.num_passes))
             total = torch.cat([total.float().mul_(1 / self.num_passes), share[:, None]], dim=1)
             return total
         return total if self.num_passes == 1 else total.mul_(1 / self.num_passes)
@@ -85,7 +87,8 @@ class Runner:
             output = network(images[0] if len(images) == 1 else torch.cat(images))
             logits = output[0] if isinstance(output, (list, tuple)) else output
             self._check(logits)
-            for number, part in zip(passes, logits.split(len(tiles)), strict=True):
+            logits = self._activated(logits)
+            for number, part in zip(passes, torch.split(logits, len(tiles)), strict=True):
                 part = self._restore(part, number)
                 if self.num_passes == 1:
                     return part
@@ -107,10 +110,21 @@ class Runner:
     def _dims(self, number: int) -> list[int]:
         return [axis + 2 for axis in self.flips[number]]
 
-    def _decision(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return what logits stand for: (B, *tile) channel, or (B, R, *tile) yes or no."""
+    def _activated(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what is averaged."""
+        if not self.averages_probabilities:
+            return logits
+        return logits.float().sigmoid() if self.has_regions else logits.float().softmax(dim=1)
+
+    def decision(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """Return what a sum of logits stands for: (B, *tile) channel, or (B, R, *tile) yes or no.
+
+        Args:
+            logits: (B, L, *tile).
+            count: Passes in the sum.
+        """
         if self.has_regions:
-            return logits > 0
+            return logits > (0.5 * count if self.averages_probabilities else 0)
         return logits.argmax(dim=1).to(torch.int16)
 
     def _check(self, logits: torch.Tensor) -> None:
@@ -120,7 +134,7 @@ class Runner:
             )
 
 
-def _disagreement(votes: Sequence[torch.Tensor], consensus: torch.Tensor) -> torch.Tensor:
+def disagreement(votes: Sequence[torch.Tensor], consensus: torch.Tensor) -> torch.Tensor:
     """Return (B, *tile): the share of votes that differ from the consensus, in any region."""
     differing = torch.stack([vote != consensus for vote in votes])
     if consensus.dtype == torch.bool:
@@ -211,6 +225,7 @@ def make_runner(  # noqa: PLR0913 - all but the networks by keyword
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     has_regions: bool = False,
+    averages_probabilities: bool = False,
     measures_disagreement: bool = False,
 ) -> Runner:
     """Return how batches of tiles become logits.
@@ -227,6 +242,7 @@ def make_runner(  # noqa: PLR0913 - all but the networks by keyword
         device: Where the networks are.
         dtype: Autocast type of the networks; None computes in float32.
         has_regions: Whether each channel decides on its own.
+        averages_probabilities: See `Runner`.
         measures_disagreement: See `Runner`.
 
     Raises:
@@ -249,6 +265,7 @@ def make_runner(  # noqa: PLR0913 - all but the networks by keyword
         device=target,
         dtype=dtype,
         has_regions=has_regions,
+        averages_probabilities=averages_probabilities,
         measures_disagreement=measures_disagreement and len(networks) > 1,
     )
 

@@ -21,28 +21,31 @@ from medseg.labels import LabelScheme
 from medseg.resample import Slab
 
 Codes = torch.Tensor
-"""What logits decide: the largest channel; with regions 1 + the last positive channel, or 0."""
+"""What logits decide: the largest channel; with regions 1 + the last one that is there, or 0."""
 DENSE_SHARE = 0.1
 """Where more than this share of a slab is near a border, all of it is computed."""
 CHUNK = 2**17
 """Voxels computed at once."""
 
 
-def segment_slab(slab: Slab, labels: LabelScheme) -> NDArray[np.unsignedinteger[Any]]:
+def segment_slab(
+    slab: Slab, labels: LabelScheme, threshold: float = 0.0
+) -> NDArray[np.unsignedinteger[Any]]:
     """Return the label indices of a slab of resampled logits.
 
     Args:
         slab: Logits and the rows asked for.
         labels: What the L channels mean.
+        threshold: Above it a region is there: 0 for logits, 0.5 for probabilities.
 
     Returns:
         (*slab.shape_out) indices: with labels the largest logit wins, the smallest index among
-        equals; with regions those above 0 are painted in order.
+        equals; with regions those above the threshold are painted in order.
     """
     channels = len(slab.logits)
     if channels != labels.num_logits:
         raise ValueError(f"expected {labels.num_logits} logit channels, got {channels}")
-    decided = decide(iter(slab.logits), labels)
+    decided = decide(iter(slab.logits), labels, threshold)
     if not slab.is_resized:
         first = slab.rows.start - slab.held.start
         own = decided.narrow(slab.axis, first, slab.rows.stop - slab.rows.start)
@@ -50,26 +53,27 @@ def segment_slab(slab: Slab, labels: LabelScheme) -> NDArray[np.unsignedinteger[
     lowest, highest = _extremes(slab, decided)
     mixed = torch.nonzero((lowest != highest).reshape(-1)).squeeze(1)
     if len(mixed) > DENSE_SHARE * lowest.numel():
-        return indices_of(decide(slab.channels(), labels), labels)
+        return indices_of(decide(slab.channels(), labels, threshold), labels)
     flat = lowest.reshape(-1)
     for points in torch.split(mixed, CHUNK):
-        flat[points] = decide(_mixtures(slab, points), labels)
+        flat[points] = decide(_mixtures(slab, points), labels, threshold)
     return indices_of(lowest, labels)
 
 
-def decide(channels: Iterable[torch.Tensor], labels: LabelScheme) -> Codes:
+def decide(channels: Iterable[torch.Tensor], labels: LabelScheme, threshold: float = 0.0) -> Codes:
     """Return what logits decide, one channel at a time.
 
     Args:
         channels: L tensors of one shape.
         labels: Whether they are labels or regions.
+        threshold: Above it a region is there.
 
     Returns:
         Codes of that shape, of the smallest type that holds them.
     """
     kind = torch.uint8 if labels.num_logits < 256 else torch.int32
     if labels.has_regions:
-        return _last_positive(channels, kind)
+        return _last_above(channels, threshold, kind)
     code: torch.Tensor | None = None
     best: torch.Tensor | None = None
     for number, values in enumerate(channels):
@@ -84,10 +88,10 @@ def decide(channels: Iterable[torch.Tensor], labels: LabelScheme) -> Codes:
     return code
 
 
-def _last_positive(channels: Iterable[torch.Tensor], kind: torch.dtype) -> Codes:
+def _last_above(channels: Iterable[torch.Tensor], threshold: float, kind: torch.dtype) -> Codes:
     code: torch.Tensor | None = None
     for number, values in enumerate(channels, start=1):
-        painted = (values > 0).to(kind).mul_(number)
+        painted = (values > threshold).to(kind).mul_(number)
         code = painted if code is None else torch.maximum(code, painted, out=code)
     if code is None:
         raise ValueError("there are no logits")

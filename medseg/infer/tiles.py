@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,25 +101,32 @@ def num_tiles(shape: Sequence[int], tile: Sequence[int], step: float) -> int:
 
 
 @lru_cache(maxsize=16)
-def importance(tile: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the Gaussian weight of each voxel of a tile: 1 at the centre, never 0.
+def importance(
+    tile: tuple[int, ...],
+    peak: float = 1.0,
+    kind: Literal["float32", "float16"] = "float32",
+) -> NDArray[np.floating[Any]]:
+    """Return the Gaussian weight of each voxel of a tile: `peak` at the centre, never 0.
 
     Args:
         tile: Tile size in voxels.
+        peak: Largest weight.
+        kind: Type of the weights.
 
     Returns:
-        Read-only float32 array of shape `tile`.
+        Read-only array of shape `tile`.
 
     Source:
-        Gaussian importance of nnU-Net v1: a unit impulse at `tile // 2`, filtered with a standard
-        deviation of an eighth of the tile, divided by its maximum; zeros become the smallest
-        weight that is not zero.
+        Gaussian importance of nnU-Net v1 (peak 1, float32) and v2 (peak 10, float16): a unit
+        impulse at `tile // 2`, filtered with a standard deviation of an eighth of the tile, divided
+        by its maximum; zeros become the smallest weight that is not zero.
     """
     impulse = np.zeros(tile, dtype=np.float64)
     impulse[tuple(size // 2 for size in tile)] = 1.0
     sigma = [size / 8 for size in tile]
     smooth = ndimage.gaussian_filter(impulse, sigma, order=0, mode="constant", cval=0.0)
-    weight: NDArray[np.float32] = (smooth / smooth.max()).astype(np.float32)
+    weight: NDArray[np.floating[Any]] = (smooth / (smooth.max() / peak)).astype(np.float32)
+    weight = weight.astype(kind, copy=False)  # by way of float32, as torch casts
     weight[weight == 0] = weight[weight > 0].min()
     weight.setflags(write=False)
     return weight

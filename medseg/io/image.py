@@ -86,6 +86,10 @@ class ItkGeometry:
     direction: tuple[float, ...]
 
 
+_ROUNDING = 1e-6
+"""Relative difference that 32-bit numbers of a header explain."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """Whatever is needed to write an output with exactly the geometry of its input."""
@@ -102,6 +106,22 @@ class Header:
     """Present where the image came through ITK."""
     has_spacing: bool = True
     """False for pictures of which nothing tells how large a pixel is; 1 mm is assumed then."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along I, J, K, to the last digit as the file says it.
+
+        The lengths of the affine's columns differ from that by rounding; where they differ by
+        more, as with other units, they count.
+        """
+        found = self.grid.spacing
+        stored = () if self.nifti is None else self.nifti.pixdim[1:4]
+        said = tuple(
+            float(np.float32(value)) if abs(value / length - 1) < _ROUNDING else length
+            for value, length in zip(stored, found, strict=False)
+        )
+        i, j, k = (*said, *found[len(said) :])
+        return i, j, k
 
     @classmethod
     def of_grid(cls, grid: Grid) -> Header:

@@ -18,6 +18,7 @@ NORMALIZATION_WORDS: dict[Normalization, str] = {
     "quantitative": "is z-scored with the data set's mean and standard deviation, after clipping "
     "to the data set's 0.5 and 99.5 percentiles, widened on both sides by their distance",
     "none": "is left as it is",
+    "ct_case": "is clipped to the range of the foreground and scaled by its own values in it",
     "rescale_0_1": "is scaled to the range 0 to 1 in every case",
     "rgb_0_1": "is divided by 255",
 }

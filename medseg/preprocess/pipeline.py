@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,30 @@ from numpy.typing import NDArray
 
 from medseg.crop import bounding_box, crop, nonzero_mask
 from medseg.geometry import Grid, SpatialRecord, orient
-from medseg.preprocess.normalize import normalize
-from medseg.resample import new_shape, resize, resize_labels, separate_axis
+from medseg.preprocess.normalize import normalize, normalize_literal
+from medseg.resample import (
+    new_shape,
+    resize,
+    resize_labels,
+    resize_labels_literal,
+    resize_literal,
+    separate_axis,
+)
+from medseg.schema.bundle import Orientation, Resampling, Semantics
 from medseg.schema.plans import Configuration, Plans
 
 Segmentation = NDArray[np.unsignedinteger[Any]]
 
 
-STEP_VERSION = 3
+MEDSEG = Semantics()
+"""How medseg's own models are trained."""
+STEP_VERSION = 4
 """Raise when preprocessing gives other numbers, so that old entries are not taken for new ones."""
 
 
 def parameters(plans: Plans, configuration: Configuration) -> dict[str, Any]:
     """Return everything besides the files that a preprocessed case depends on, as JSON values."""
-    uses_statistics = {"ct", "quantitative"} & set(configuration.normalization)
+    uses_statistics = {"ct", "ct_case", "quantitative"} & set(configuration.normalization)
     return {
         "version": STEP_VERSION,
         "network_axes": plans.network_axes,
@@ -48,13 +59,17 @@ class Prepared:
     """The way back to the image's own grid."""
 
 
-def preprocess_case(
+def preprocess_case(  # noqa: PLR0913 - all but the image by keyword
     channels: NDArray[np.float32],
     affine: NDArray[np.float64],
     *,
     plans: Plans,
     configuration: Configuration,
     segmentation: Segmentation | None = None,
+    semantics: Semantics = MEDSEG,
+    orientation: Orientation = "canonical",
+    spacing: Sequence[float] | None = None,
+    is_exact: bool = False,
 ) -> Prepared:
     """Bring a case into the network frame.
 
@@ -63,32 +78,38 @@ def preprocess_case(
         affine: (4, 4) voxel to RAS+ mm.
         plans: Axis order and intensity statistics.
         configuration: Spacing and normalisation.
-        segmentation: (I, J, K) label map, in training.
+        segmentation: (I, J, K) label map: in training, or of the stage before. What it marks counts
+            as imaged.
+        semantics: Order of the steps, and how each resamples.
+        orientation: Frame the image is brought to.
+        spacing: Voxel size in mm along I, J, K as the file says it; None: by the affine.
+        is_exact: Whether to compute as the references do, operation by operation; slow.
 
     Source:
-        Default preprocessor of nnU-Net v2: crop to non-zero, normalise, then resample.
+        Default preprocessors of nnU-Net v2: crop to non-zero, normalise, then resample; and of v1:
+        resample, then normalise.
     """
-    record = _full_record(channels, affine, plans, configuration)
-    oriented = record.to_network_axes(channels)
+    grid = Grid(shape=channels.shape[1:], affine=affine)
+    record = _full_record(
+        grid, spacing or grid.spacing, plans, configuration, semantics, orientation
+    )
+    oriented = record.to_network_axes(_laid_out(channels) if is_exact else channels)
     mask = nonzero_mask(oriented)
-    record = _cropped_record(record, bounding_box(mask))
-    inside = crop(mask, record.box)
-    labels = None
+    record = _cropped_record(record, bounding_box(mask), semantics)
+    inside, labels = crop(mask, record.box), None
     if segmentation is not None:
         labels = np.ascontiguousarray(crop(record.to_network_axes(segmentation), record.box))
         inside = inside | (labels > 0)
-    normalised = normalize(
-        crop(oriented, record.box),
-        inside,
-        schemes=configuration.normalization,
-        use_mask=configuration.use_mask_for_norm,
-        intensity=plans.intensity,
-    )
-    separate = separate_axis(record.spacing_cropped, record.spacing_network)
-    image = resize(normalised, record.shape_network, order=3, separate=separate)
+    steps = _Steps(plans, configuration, semantics, record, is_exact=is_exact)
+    image = crop(oriented, record.box)
+    if semantics.normalise_first:
+        image = steps.resize(steps.normalize(image, inside))
+    else:
+        _, blank = steps.resize_labels(np.zeros(inside.shape, np.uint8), ~inside)
+        image = steps.normalize(steps.resize(image), ~blank)
     outside = None
     if labels is not None:
-        labels, outside = _resize_labels(labels, ~inside, record.shape_network, separate)
+        labels, outside = steps.resize_labels(labels, ~inside)
     return Prepared(
         image=image,
         segmentation=labels,
@@ -97,48 +118,156 @@ def preprocess_case(
     )
 
 
+def resize_label_map(
+    labels: Segmentation,
+    record: SpatialRecord,
+    semantics: Semantics,
+    *,
+    is_exact: bool = False,
+    separate: int | None = None,
+    otherwise: int = 0,
+) -> Segmentation:
+    """Bring a label map to the shape of the network frame.
+
+    What a stage before found is worth the references' arithmetic: a label that is decided by the
+    rounding of a tie is an input of the network, and one voxel changes many.
+
+    Args:
+        labels: (*spatial) unsigned integers, in network order.
+        record: Tells the shape.
+        semantics: How label maps are resampled.
+        is_exact: Whether to compute as the references do.
+        separate: Axis along which the nearest slice is taken.
+        otherwise: Label where the rule `threshold` finds none.
+    """
+    how, shape = semantics.resample_labels, record.shape_network
+    if how.method == "none":
+        return labels
+    order = 1 if how.method == "interpolate" else how.order
+    if order == 3:
+        raise ValueError("label maps are resampled with order 0 or 1, got 3")
+    rule = semantics.label_resize
+    if is_exact:
+        return resize_labels_literal(
+            labels, shape, order=order, separate=separate, method=how.method, rule=rule,
+            otherwise=otherwise,
+        )  # fmt: skip
+    return resize_labels(
+        labels, shape, separate=separate, order=order, rule=rule, otherwise=otherwise
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """The steps of one case; which of them comes first is for others to say."""
+
+    plans: Plans
+    configuration: Configuration
+    semantics: Semantics
+    record: SpatialRecord
+    _: KW_ONLY
+    is_exact: bool
+
+    def normalize(
+        self, image: NDArray[np.float32], inside: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Return (C, *spatial) normalised intensities."""
+        function = normalize_literal if self.is_exact else normalize
+        return function(
+            image,
+            inside,
+            schemes=self.configuration.normalization,
+            use_mask=self.configuration.use_mask_for_norm,
+            intensity=self.plans.intensity,
+            least_std=self.semantics.least_std,
+            blanks_outside=not self.semantics.normalise_first,
+        )
+
+    def resize(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the image (C, *shape_network)."""
+        how, shape = self.semantics.resample_image, self.record.shape_network
+        separate = self.separate(how)
+        if self.is_exact:
+            return resize_literal(
+                image, shape, order=how.order, separate=separate, method=how.method
+            )
+        order = 1 if how.method == "interpolate" else how.order
+        if order == 0:
+            raise ValueError("images are resampled with order 1 or 3, got 0")
+        return (
+            image if how.method == "none" else resize(image, shape, order=order, separate=separate)
+        )
+
+    def resize_labels(
+        self, labels: Segmentation, outside: NDArray[np.bool_]
+    ) -> tuple[Segmentation, NDArray[np.bool_]]:
+        """Resample labels with the outside taking part as one more, the lowest label."""
+        merged = labels.astype(np.min_scalar_type(int(labels.max(initial=0)) + 1))
+        merged += 1
+        merged[outside] = 0
+        is_exact = self.is_exact or self.semantics.previous != "logits"
+        resized = resize_label_map(
+            merged, self.record, self.semantics, is_exact=is_exact,
+            separate=self.separate(self.semantics.resample_labels), otherwise=1,
+        )  # fmt: skip
+        is_outside = resized == 0
+        found = np.where(is_outside, 0, resized - 1).astype(labels.dtype)
+        return found, is_outside
+
+    def separate(self, how: Resampling) -> int | None:
+        """Return the axis that is resampled on its own."""
+        record = self.record
+        return separate_axis(record.spacing_cropped, record.spacing_network, when=how.separate)
+
+
+def _laid_out(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a copy whose memory runs over K slowest, as the references read images."""
+    return np.array(channels.transpose(0, 3, 2, 1), dtype=np.float32, order="C").transpose(
+        0, 3, 2, 1
+    )
+
+
 def _full_record(
-    channels: NDArray[np.float32],
-    affine: NDArray[np.float64],
+    grid: Grid,
+    spacing_image: Sequence[float],
     plans: Plans,
     configuration: Configuration,
+    semantics: Semantics,
+    orientation: Orientation,
 ) -> SpatialRecord:
     """Return the record of the un-cropped, un-resampled image."""
-    axes, flips = orient(affine, plans.network_axes)
-    shape = channels.shape[1:]
-    grid = Grid(shape=(shape[0], shape[1], shape[2]), affine=affine)
-    spacing = tuple(grid.spacing[axis] for axis in axes)
-    oriented = tuple(shape[axis] for axis in axes)
+    is_stored = orientation == "stored_sitk"
+    axes, flips = orient(grid.affine, plans.network_axes, is_stored=is_stored)
+    spacing = tuple(spacing_image[axis] for axis in axes)
+    oriented = tuple(grid.shape[axis] for axis in axes)
     return SpatialRecord(
         shape_image=grid.shape,
-        affine_image=tuple(tuple(float(value) for value in row) for row in affine),
+        affine_image=tuple(tuple(float(value) for value in row) for row in grid.affine),
         axes=axes,
         flips=flips,
         box=tuple((0, length) for length in oriented),
         spacing_cropped=spacing,
         shape_network=oriented,
-        spacing_network=(*spacing[: 3 - len(configuration.spacing)], *configuration.spacing),
+        spacing_network=network_spacing(spacing, configuration, semantics),
     )
 
 
-def _cropped_record(record: SpatialRecord, box: tuple[tuple[int, int], ...]) -> SpatialRecord:
+def network_spacing(
+    spacing: Sequence[float], configuration: Configuration, semantics: Semantics
+) -> tuple[float, ...]:
+    """Return the voxel size the network sees, of an image of some voxel size in network order."""
+    if semantics.resample_image.method == "none":
+        return tuple(spacing)
+    first = spacing[:1] if semantics.keeps_slices else spacing[: 3 - len(configuration.spacing)]
+    return (*first, *configuration.spacing[len(first) + len(configuration.spacing) - 3 :])
+
+
+def _cropped_record(
+    record: SpatialRecord, box: tuple[tuple[int, int], ...], semantics: Semantics
+) -> SpatialRecord:
     """Return the record with its box and the network shape that follows from it."""
     shape = tuple(stop - start for start, stop in box)
-    network = new_shape(shape, record.spacing_cropped, record.spacing_network)
+    network = shape
+    if semantics.resample_image.method != "none":
+        network = new_shape(shape, record.spacing_cropped, record.spacing_network)
     return replace(record, box=box, shape_network=network)
-
-
-def _resize_labels(
-    labels: Segmentation,
-    outside: NDArray[np.bool_],
-    shape: tuple[int, ...],
-    separate: int | None,
-) -> tuple[Segmentation, NDArray[np.bool_]]:
-    """Resample labels with the outside mask taking part as one more label."""
-    extra = int(labels.max(initial=0)) + 1
-    merged = labels.astype(np.min_scalar_type(extra))
-    merged[outside] = extra
-    resized = resize_labels(merged, shape, separate=separate)
-    outside_resized = resized == extra
-    resized[outside_resized] = 0
-    return resized.astype(labels.dtype), outside_resized

@@ -13,7 +13,11 @@ Index: TypeAlias = NDArray[np.intp]
 
 
 def separate_axis(
-    spacing_current: Sequence[float], spacing_target: Sequence[float], threshold: float = 3.0
+    spacing_current: Sequence[float],
+    spacing_target: Sequence[float],
+    threshold: float = 3.0,
+    *,
+    when: Literal["auto", "always", "never"] = "auto",
 ) -> int | None:
     """Return the axis so coarse that it is resampled on its own, or None.
 
@@ -21,6 +25,7 @@ def separate_axis(
         spacing_current: Voxel size of the data in mm.
         spacing_target: Voxel size asked for in mm, same axes.
         threshold: Ratio of largest to smallest voxel size above which a grid is anisotropic.
+        when: `always`: the coarsest axis of the current grid, however anisotropic; `never`: None.
 
     Source:
         nnU-Net: the current grid decides if it is anisotropic, else the target; no axis where
@@ -29,13 +34,27 @@ def separate_axis(
     Examples:
         >>> separate_axis((5.0, 0.7, 0.7), (4.0, 1.0, 1.0))
         0
+        >>> separate_axis((1.2, 0.7, 0.7), (1.0, 1.0, 1.0), when="always")
+        0
     """
-    for spacing in (spacing_current, spacing_target):
-        largest = max(spacing)
-        if largest / min(spacing) > threshold:
-            coarse = [axis for axis, length in enumerate(spacing) if largest / length == 1]
-            return coarse[0] if len(coarse) == 1 else None
+    if when == "always":
+        return _coarsest(spacing_current)
+    for spacing in (spacing_current, spacing_target) if when == "auto" else ():
+        if is_anisotropic(spacing, threshold):
+            return _coarsest(spacing)
     return None
+
+
+def is_anisotropic(spacing: Sequence[float], threshold: float = 3.0) -> bool:
+    """Return whether the largest voxel size is more than `threshold` times the smallest."""
+    return max(spacing) / min(spacing) > threshold
+
+
+def _coarsest(spacing: Sequence[float]) -> int | None:
+    """Return the axis of the largest voxel size; None where two share it."""
+    largest = max(spacing)
+    coarse = [axis for axis, length in enumerate(spacing) if largest / length == 1]
+    return coarse[0] if len(coarse) == 1 else None
 
 
 def new_shape(

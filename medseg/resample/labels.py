@@ -24,6 +24,8 @@ def resize_labels(
     *,
     separate: int | None = None,
     order: Literal[0, 1] = 1,
+    rule: Literal["argmax", "threshold"] = "argmax",
+    otherwise: int = 0,
 ) -> NDArray[Label]:
     """Resize a segmentation: each voxel takes the label whose linear indicator is largest there.
 
@@ -37,6 +39,9 @@ def resize_labels(
         shape: Spatial shape asked for, in voxels.
         separate: Axis along which the nearest slice is taken.
         order: 1, or 0 for the nearest voxel's label on all axes.
+        rule: `argmax` as above; `threshold`: the largest of the labels with a share of at least
+            half.
+        otherwise: Label where `threshold` finds none.
 
     Returns:
         (*shape) array of the same type; the segmentation itself where it has this shape.
@@ -45,7 +50,7 @@ def resize_labels(
         ValueError: If the shape does not fit the array or the order is another one.
 
     Source:
-        `resize_segmentation` of batchgenerators 0.25.4 and later.
+        `resize_segmentation` of batchgenerators: `argmax` since 0.25.4, `threshold` before.
     """
     if order not in (0, 1):
         raise ValueError(f"order must be 0 or 1, got {order}")
@@ -69,7 +74,10 @@ def resize_labels(
         points = np.unravel_index(where, target)
         closest = tuple(index[point] for index, point in zip(nearest, points, strict=True))
         corners, shares = _corners(points, segmentation.shape, taps)
-        flat[where] = _best_labels(source[corners], shares, segmentation[closest])
+        if rule == "threshold":
+            flat[where] = _last_half(source[corners], shares, otherwise)
+        else:
+            flat[where] = _best_labels(source[corners], shares, segmentation[closest])
     return result
 
 
@@ -99,12 +107,31 @@ def _best_labels(
         shares: (corners, N) weight of each corner.
         nearest: (N) label of the nearest input voxel, which wins ties it is part of.
     """
+    totals = _totals(labels, shares)
+    is_best = totals == totals.max(axis=0)
+    none = np.iinfo(labels.dtype).max
+    smallest: NDArray[Label] = np.where(is_best, labels, none).min(axis=0).astype(labels.dtype)
+    return np.where((is_best & (labels == nearest)).any(axis=0), nearest, smallest)
+
+
+def _last_half(labels: NDArray[Label], shares: NDArray[np.int64], otherwise: int) -> NDArray[Label]:
+    """Return for each of N points the largest label with at least half of the shares.
+
+    Args:
+        labels: (corners, N) label of each corner.
+        shares: (corners, N) weight of each corner.
+        otherwise: Label where there is none.
+    """
+    has_half = 2 * _totals(labels, shares) >= shares.sum(axis=0)
+    found = np.where(has_half, labels, labels.dtype.type(0)).max(axis=0)
+    return np.where(has_half.any(axis=0), found, labels.dtype.type(otherwise))
+
+
+def _totals(labels: NDArray[Label], shares: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (corners, N): the summed share of each corner's label."""
     totals = shares.copy()
     for a, b in itertools.combinations(range(len(labels)), 2):
         same = labels[a] == labels[b]
         totals[a] += shares[b] * same
         totals[b] += shares[a] * same
-    is_best = totals == totals.max(axis=0)
-    none = np.iinfo(labels.dtype).max
-    smallest: NDArray[Label] = np.where(is_best, labels, none).min(axis=0).astype(labels.dtype)
-    return np.where((is_best & (labels == nearest)).any(axis=0), nearest, smallest)
+    return totals

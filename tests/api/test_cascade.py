@@ -23,7 +23,7 @@ from medseg.data.store import CaseStore
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import BundleError, DatasetError, PlanError
 from medseg.infer.bundle import read_bundle, write_bundle
-from medseg.infer.export import indices_for_next_stage
+from medseg.infer.export import Held, Part, indices_for_next_stage
 from medseg.infer.member import Member
 from medseg.infer.model import load
 from medseg.infer.result import Options
@@ -147,7 +147,8 @@ def expected_of(folder, bundle, fold, case):
     ]
     image = torch.from_numpy(entries[0].image[...].astype(np.float32))
     logits = model.network_logits(image, entries[0].record, Options(tta="flips"))
-    return indices_for_next_stage(logits, entries[0].record, entries[1].record, model.labels)
+    part = Part(source=Held(logits), record=entries[0].record)
+    return indices_for_next_stage(part, entries[1].record, model.labels)
 
 
 def files_of(bundle):
@@ -253,9 +254,9 @@ class TestPreviousSegmentations:
         )
         told = []
 
-        def spy(self, ready, task, found=None):
-            told.append(found)
-            return original(self, ready, task, found)
+        def spy(self, ready, task):
+            told.append(ready.told)
+            return original(self, ready, task)
 
         original = Member.rows
         monkeypatch.setattr(Member, "rows", spy)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.errors import BundleError
+from medseg.errors import BundleError, ConfigError
 from medseg.geometry import SpatialRecord
 from medseg.infer.bundle import PREVIOUS, check_supported, read_bundle, write_bundle
-from medseg.infer.export import indices_for_next_stage
+from medseg.infer.export import Held, Part, indices_for_next_stage
 from medseg.infer.member import Member
 from medseg.infer.model import Model, load
 from medseg.infer.predictor import predict_logits
@@ -312,6 +312,9 @@ class TestIndicesForNextStage:
         second = SpatialRecord(**RECORD, shape_network=(8, 9, 12), spacing_network=(2.0, 0.9, 1.0))
         return first, second
 
+    def part(self, record):
+        return Part(source=Held(self.logits()), record=record)
+
     def logits(self):
         values = np.random.default_rng(5).normal(size=(3, 6, 4, 7)).astype(np.float32)
         return torch.from_numpy(values)
@@ -321,7 +324,7 @@ class TestIndicesForNextStage:
         first, second = self.records(spacing)
         whole = resize_slab(self.logits(), (8, 9, 12), 0, 0, 8, separate=separate)
         monkeypatch.setattr("medseg.infer.export.SLAB_ELEMENTS", 3 * 9 * 12 * 3)
-        found = indices_for_next_stage(self.logits(), first, second, ODD)
+        found = indices_for_next_stage(self.part(first), second, ODD)
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, whole.argmax(dim=0).numpy())
 
@@ -335,7 +338,7 @@ class TestIndicesForNextStage:
         expected = np.zeros((8, 9, 12), int)
         for index, region in enumerate(whole, start=1):
             expected[region > 0] = index
-        found = indices_for_next_stage(self.logits(), first, second, labels)
+        found = indices_for_next_stage(self.part(first), second, labels)
         np.testing.assert_array_equal(found, expected)
 
     def test_another_crop_is_refused(self):
@@ -346,7 +349,7 @@ class TestIndicesForNextStage:
             spacing_network=(2.0, 0.9, 1.0),
         )
         with pytest.raises(ValueError, match=r"box is .* expected one image, cropped alike"):
-            indices_for_next_stage(self.logits(), first, other, ODD)
+            indices_for_next_stage(self.part(first), other, ODD)
 
 
 class TestBundle:
@@ -389,17 +392,18 @@ class TestBundle:
         with pytest.raises(BundleError, match=r"members/previous/bundle\.json: sha256 is"):
             load(second.folder)
 
-    def test_a_second_stage_needs_the_first(self, two, tmp_path):
-        with pytest.raises(BundleError, match="needs the prediction of 'tiny', but members/prev"):
-            two.second(tmp_path / "second", None)
-        assert list(tmp_path.iterdir()) == []
+    def test_a_second_stage_alone_asks_for_what_the_first_found(self, two, cascade, tmp_path):
+        alone = load(two.second(tmp_path / "second", None).folder, device="cpu")
+        with pytest.raises(ConfigError, match=r"'second' needs what 'tiny' finds.*previous_stage"):
+            alone.predict(image())
+        found = load(cascade.folder.parent / "first", device="cpu").predict(image()).segmentation
+        both = load(cascade.folder, device="cpu").predict(image(), previous_stage=found)
+        given = alone.predict(image(), previous_stage=found)
+        np.testing.assert_array_equal(given.segmentation, both.segmentation)
 
-    def test_a_single_bundle_that_hides_its_first_stage_is_refused(self, two, tmp_path):
+    def test_a_cascade_that_hides_its_first_stage_is_refused(self, two, tmp_path):
         bundle = two.second(tmp_path / "second", two.first(tmp_path / "first").folder)
         values = read_json(bundle.folder / "bundle.json")
-        write_json(bundle.folder / "bundle.json", {**values, "kind": "single"})
-        with pytest.raises(BundleError, match="needs the prediction of 'tiny'"):
-            load(bundle.folder)
         sums = {k: v for k, v in values["sha256"].items() if not k.startswith("members")}
         write_json(bundle.folder / "bundle.json", {**values, "sha256": sums})
         with pytest.raises(BundleError, match=r"members/previous/bundle\.json: not listed"):

@@ -190,9 +190,9 @@ def test_memory_does_not_grow_with_the_number_of_classes(monkeypatch, axis):
     monkeypatch.setattr(export, "SLAB_ELEMENTS", 2000)
     sizes = []
 
-    def noted(slab, labels):
+    def noted(slab, labels, threshold):
         sizes.append(len(slab.logits) * np.prod(slab.shape_out))
-        return segment_slab(slab, labels)
+        return segment_slab(slab, labels, threshold)
 
     monkeypatch.setattr(export, "segment_slab", noted)
     record = make_record((9, 7, 13), spacing_network=(1.7, 1.6, 0.7))
