@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.cli.options import Device, names
+from medseg.cli.options import Device, names, settings
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(  # noqa: PLR0913 - one option of the command each
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle or run.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Bundle, run, zip, model of nnU-Net, or name.")
+    ],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen at; the default is this machine only.")
     ] = "127.0.0.1",
@@ -56,8 +58,8 @@ def serve(  # noqa: PLR0913 - one option of the command each
     ] = False,
 ) -> int:
     """Serve a model over HTTP: upload an image, ask for its job, download the segmentation."""
+    from medseg.api.models import load
     from medseg.cli.processes import leave_at_once, use_cpus
-    from medseg.infer.model import load
     from medseg.infer.result import Options
     from medseg.serve import server
 
@@ -74,6 +76,7 @@ def serve(  # noqa: PLR0913 - one option of the command each
             checkpoint=checkpoint,
             max_memory=max_memory,
             trust_code=trust_code,
+            workspace=settings.workspace,
         )
         address = server.address_of(listener)
 
@@ -141,7 +144,7 @@ def _greeting(address: str, model: Any, limits: Any, token_file: Path | None) ->
     files = " ".join(f"-F {shlex.quote(f'{name}=@{name}.nii.gz')}" for name in fields)
     return "\n".join(
         [
-            f"Model: {spec.name}, {model.bundle.manifest.configuration}, "
+            f"Model: {spec.name}, {model.bundle.configuration_name}, "
             f"{len(model.folds)} fold{'s' if len(model.folds) > 1 else ''}, on {model.device}",
             f"Channels: {', '.join(spec.channels)}",
             f"Limits: {size_words(limits.max_upload_bytes)} an upload, {limits.max_waiting} jobs "

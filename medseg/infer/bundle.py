@@ -15,35 +15,45 @@ BUNDLE/
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
 
 import torch
 
-from medseg.errors import BundleError, ConfigError, near_names
+from medseg.errors import BundleError, near_names
+from medseg.infer.bundle_files import MANIFEST as MANIFEST  # callers know it by this module
+from medseg.infer.bundle_files import (
+    MEMBERS,
+    checksums,
+    copy_bundle,
+    described,
+    kind_of,
+    member_manifest,
+    read_listed,
+    read_part,
+    verify,
+    written_whole,
+)
 from medseg.labels import LabelScheme
 from medseg.models.weights import save_weights
-from medseg.schema.base import FORMAT_VERSION, Schema, read, write
-from medseg.schema.bundle import BundleManifest, Semantics
+from medseg.schema.base import write
+from medseg.schema.bundle import BundleManifest, Orientation, Semantics
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.plans import Configuration, Plans
 from medseg.schema.postprocessing import Postprocessing
 from medseg.schema.training_cases import TrainingCases
 
-MANIFEST = "bundle.json"
 TRAINING = "training_cases.json"
 POSTPROCESSING = "postprocessing.json"
-PREVIOUS = "members/previous"
+PREVIOUS = f"{MEMBERS}/previous"
 """Where a cascade holds the bundle of the stage before."""
 Tensors = Mapping[str, torch.Tensor]
-S = TypeVar("S", bound=Schema)
+Weights = Tensors | Path | Callable[[], Tensors]
+"""Tensors by name; a safetensors file, which is copied; or what reads them when it is their turn,
+so that the folds are never in memory together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +136,9 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
     spec: DatasetSpec,
     plans: Plans,
     configuration: str,
-    weights: Mapping[str, Mapping[str, Tensors | Path]],
+    weights: Mapping[str, Mapping[str, Weights]],
     semantics: Semantics,
+    orientation: Orientation = "canonical",
     recipe: str = "",
     training: TrainingCases | None = None,
     postprocessing: Postprocessing | None = None,
@@ -140,9 +151,9 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
         spec: The dataset; its cases and its source folder are left out.
         plans: The plans; only `configuration` is kept.
         configuration: Name of the configuration the weights belong to.
-        weights: Fold ("fold_0" ... or "all") -> checkpoint ("final", "best") -> tensors by name,
-            or a safetensors file, which is copied.
+        weights: Fold ("fold_0" ... or "all") -> checkpoint ("final", "best") -> weights.
         semantics: How a prediction is put together.
+        orientation: Frame images are brought to.
         recipe: Name of the recipe the weights were trained with.
         training: What the training cases were like, for the quality control of predictions.
         postprocessing: What is done to a segmentation after the network.
@@ -154,12 +165,9 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
         PlanError: If the plans do not hold `configuration`.
     """
     folder = Path(folder)
-    _check_target(folder, weights)
+    _check_weights(folder, weights)
     chosen = {configuration: plans.configuration(configuration)}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-    try:
-        part.chmod(0o755)
+    with written_whole(folder) as part:
         write(
             part / "dataset.json",
             spec.model_copy(update={"cases": {}, "source": "", "description": ""}),
@@ -171,23 +179,21 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
             write(part / POSTPROCESSING, postprocessing)
         _write_weights(part, weights)
         if previous is not None:
-            _copy_bundle(read_bundle(previous), part / PREVIOUS)
+            copy_bundle(read_bundle(previous).folder, part / PREVIOUS)
         manifest = BundleManifest(
             kind="single" if previous is None else "cascade",
             configuration=configuration,
             recipe=recipe,
+            orientation=orientation,
             semantics=semantics,
             folds=tuple(sorted(weights)),
             checkpoints=_shared_checkpoints(weights),
-            sha256=_checksums(part),
+            sha256=checksums(part),
             medseg_version=metadata.version("medseg"),
         )
         write(part / MANIFEST, manifest)
         if problems := _cascade_problems(_open(part, manifest)):
             raise BundleError("\n".join([f"{folder}: not written.", *problems]))
-        _replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return read_bundle(folder)
 
 
@@ -199,10 +205,16 @@ def read_bundle(folder: Path) -> Bundle:
             kind; all damaged files are listed at once.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder}: not a bundle ({_describe(folder)}); expected {MANIFEST}.")
-    manifest = _read(BundleManifest, folder / MANIFEST)
-    _verify(folder, manifest)
+    if (kind := kind_of(folder)) in ("ensemble", "chain"):
+        raise BundleError(
+            f"{folder}: several models in one bundle (kind {kind!r}); expected a single model. "
+            f"Give one of its members, a folder in {folder / MEMBERS}."
+        )
+    manifest = read_part(BundleManifest, folder / MANIFEST)
+    needed = ["dataset.json", "plans.json"]
+    needed += [member_manifest("previous")] if manifest.kind == "cascade" else []
+    needed += [weights_name(fold, name) for fold in manifest.folds for name in manifest.checkpoints]
+    verify(folder, manifest.sha256, needed)
     bundle = _open(folder, manifest)
     if list(bundle.plans.configurations) != [manifest.configuration]:
         raise BundleError(
@@ -218,10 +230,10 @@ def _open(folder: Path, manifest: BundleManifest) -> Bundle:
     return Bundle(
         folder=folder,
         manifest=manifest,
-        spec=_read(DatasetSpec, folder / "dataset.json"),
-        plans=_read(Plans, folder / "plans.json"),
-        training=_read_listed(TrainingCases, folder / TRAINING, manifest),
-        postprocessing=_read_listed(Postprocessing, folder / POSTPROCESSING, manifest),
+        spec=read_part(DatasetSpec, folder / "dataset.json"),
+        plans=read_part(Plans, folder / "plans.json"),
+        training=read_listed(TrainingCases, folder / TRAINING, manifest.sha256),
+        postprocessing=read_listed(Postprocessing, folder / POSTPROCESSING, manifest.sha256),
         previous=read_bundle(folder / PREVIOUS) if manifest.kind == "cascade" else None,
     )
 
@@ -237,169 +249,51 @@ def find_bundle(path: Path) -> Path:
         if (folder / MANIFEST).is_file():
             return folder
     raise BundleError(
-        f"{path}: no model there ({_describe(path)}). Expected a bundle (a folder with {MANIFEST})"
+        f"{path}: no model there ({described(path)}). Expected a bundle (a folder with {MANIFEST})"
         " or a training run (a folder with bundle/, which appears when its first fold ends)."
     )
 
 
-def _describe(path: Path) -> str:
-    if not path.exists():
-        return "no such file or folder"
-    if path.is_file():
-        return f"a file of {path.stat().st_size} bytes"
-    names = sorted(entry.name for entry in path.iterdir())
-    if not names:
-        return "an empty folder"
-    return f"a folder with {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
-
-
-def _check_target(folder: Path, weights: Mapping[str, Mapping[str, Tensors | Path]]) -> None:
+def _check_weights(folder: Path, weights: Mapping[str, Mapping[str, Weights]]) -> None:
     if not weights:
         raise BundleError(f"{folder}: a bundle needs the weights of at least one fold, got none.")
     lacking = sorted(fold for fold, entries in weights.items() if "final" not in entries)
     if lacking:
         raise BundleError(f"{folder}: no 'final' weights for {', '.join(lacking)}.")
-    if (
-        folder.exists()
-        and not (folder / MANIFEST).is_file()
-        and _describe(folder)[:8] != "an empty"
-    ):
-        raise BundleError(
-            f"{folder}: will not be replaced by a bundle, because it is none "
-            f"({_describe(folder)}). Choose another place."
-        )
 
 
 def _shared_checkpoints(
-    weights: Mapping[str, Mapping[str, Tensors | Path]],
+    weights: Mapping[str, Mapping[str, Weights]],
 ) -> tuple[str, ...]:
     """Return the checkpoints that every fold has, "final" first."""
     shared = set.intersection(*(set(entries) for entries in weights.values()))
     return ("final", *sorted(shared - {"final"}))
 
 
-def _write_weights(part: Path, weights: Mapping[str, Mapping[str, Tensors | Path]]) -> None:
+def _write_weights(part: Path, weights: Mapping[str, Mapping[str, Weights]]) -> None:
     (part / "weights").mkdir()
     for fold, entries in weights.items():
         for checkpoint, content in entries.items():
             target = part / weights_name(fold, checkpoint)
-            if isinstance(content, Mapping):
-                tensors = dict(content)
-                save_weights(target, tensors, {"fold": fold, "checkpoint": checkpoint})
-            elif Path(content).is_file():
+            if isinstance(content, Path):
+                if not content.is_file():
+                    raise BundleError(f"{content}: weights of {fold} are missing; train the fold.")
                 shutil.copyfile(content, target)
-            else:
-                raise BundleError(f"{content}: weights of {fold} are missing; train the fold.")
-
-
-def _copy_bundle(bundle: Bundle, target: Path) -> None:
-    """Copy a bundle's own files, and nothing that may lie beside them."""
-    for name in (MANIFEST, *bundle.manifest.sha256):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        _link(bundle.folder / name, target / name)
-    if bundle.previous is not None:
-        _copy_bundle(bundle.previous, target / PREVIOUS)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name where the disk can, else copy it; bundles are never changed."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """Return the checksum of every file; of a member that of its manifest, which has the others."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    return {
-        name: _sha256(path)
-        for name, path in sorted(files.items())
-        if path.is_file() and (not name.startswith("members/") or name == f"{PREVIOUS}/{MANIFEST}")
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(part: Path, folder: Path) -> None:
-    """Rename a finished folder into place; what was there comes back if that fails."""
-    if not folder.exists():
-        part.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".old"))
-    try:
-        folder.rename(old / folder.name)
-        try:
-            part.rename(folder)
-        except BaseException:
-            (old / folder.name).rename(folder)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _read(schema: type[S], path: Path) -> S:
-    try:
-        return read(schema, path)
-    except ConfigError as error:
-        raise BundleError(f"{error}") from None
-
-
-def _read_listed(schema: type[S], path: Path, manifest: BundleManifest) -> S | None:
-    """Read a file that not every bundle has; one that is not listed is not the bundle's."""
-    return _read(schema, path) if path.name in manifest.sha256 else None
-
-
-def _verify(folder: Path, manifest: BundleManifest) -> None:
-    problems = [
-        f"  {name}: {problem}"
-        for name, expected in sorted(manifest.sha256.items())
-        if (problem := _file_problem(folder, name, expected)) is not None
-    ]
-    needed = ["dataset.json", "plans.json"]
-    needed += [f"{PREVIOUS}/{MANIFEST}"] if manifest.kind == "cascade" else []
-    needed += [weights_name(fold, name) for fold in manifest.folds for name in manifest.checkpoints]
-    problems += [f"  {name}: not listed" for name in needed if name not in manifest.sha256]
-    if problems:
-        count = f"{len(problems)} damaged file{'s' if len(problems) > 1 else ''}"
-        hint = "Copy or download the bundle again."
-        raise BundleError("\n".join([f"{folder}: {count}", *problems, hint]))
-
-
-def _file_problem(folder: Path, name: str, expected: str) -> str | None:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        return "lies outside the bundle"
-    path = folder / relative
-    if not path.is_file():
-        return "missing"
-    found = _sha256(path)
-    if found != expected:
-        return f"sha256 is {found[:12]}..., expected {expected[:12]}..."
-    return None
+                continue
+            tensors = content() if callable(content) else content
+            save_weights(target, tensors, {"fold": fold, "checkpoint": checkpoint})
 
 
 def check_supported(bundle: Bundle) -> None:
-    """Refuse a bundle whose predictions this version cannot put together as they were meant.
+    """Refuse a cascade whose stages do not fit together.
 
     Raises:
-        BundleError: With every value that is not supported.
+        BundleError: With everything that does not fit.
     """
-    semantics = bundle.manifest.semantics
-    expected = {"average": "logits", "normalise_first": True, "gaussian_peak": 1.0}
-    problems = [
-        f"semantics.{name} is {getattr(semantics, name)!r}, expected {value!r}"
-        for name, value in expected.items()
-        if getattr(semantics, name) != value
-    ]
-    problems += _cascade_problems(bundle)
-    if problems:
+    if problems := _cascade_problems(bundle):
         raise BundleError(
-            f"{bundle.folder}: this medseg (bundle format {FORMAT_VERSION}) cannot predict with "
-            f"it: {'; '.join(problems)}. Update medseg, or use another bundle."
+            f"{bundle.folder}: cannot be predicted with: {'; '.join(problems)}. "
+            "Write the bundle again, or use another."
         )
     if bundle.previous is not None:
         check_supported(bundle.previous)
@@ -410,9 +304,7 @@ def _cascade_problems(bundle: Bundle) -> list[str]:
     wanted, before = bundle.configuration.previous_stage, bundle.previous
     name = f"configuration {bundle.configuration_name!r}"
     if before is None:
-        if wanted is None:
-            return []
-        return [f"{name} needs the prediction of {wanted!r}, but {PREVIOUS} is missing"]
+        return []  # what the stage before found is then handed over with each case
     pairs = {
         "the configuration": (wanted, before.configuration_name),
         "channels": (bundle.spec.channels, before.spec.channels),

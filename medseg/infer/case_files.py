@@ -264,7 +264,7 @@ def _expected_tta(made_with: Provenance, model: Model, options: Options) -> str:
     """Return the mirroring that would be used now, as far as it can be told without the image."""
     if options.tta == "auto":
         return made_with.tta
-    has_axes = bool(model.bundle.manifest.semantics.mirror_axes)
+    has_axes = bool(model.members[0].bundle.manifest.semantics.mirror_axes)
     return "flips" if options.tta == "flips" and has_axes else "none"
 
 

@@ -20,12 +20,13 @@ from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.execute.sizes import read_size, size_words
 from medseg.geometry import SpatialRecord
 from medseg.infer import pipeline
-from medseg.infer.bundle import MANIFEST, check_supported, find_bundle, read_bundle
+from medseg.infer.bundle import MANIFEST, Bundle, check_supported, find_bundle
 from medseg.infer.engine import Engine, Work
 from medseg.infer.export import volumes_ml
 from medseg.infer.jobs import Computed, Job, Prepared
 from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps
 from medseg.infer.member import Loading, Member, load_member, same_kind
+from medseg.infer.members import AnyBundle, Composite, read_any
 from medseg.infer.memory import FREE_SHARE, Limits
 from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
@@ -68,7 +69,7 @@ def load(  # noqa: PLR0913 - all but the path by keyword
     Args:
         path: Bundle or run folder, or several.
         device: "auto", "cpu", "cuda:N" or "mps".
-        mode: "exact" computes in float32 and one tile at a time.
+        mode: "exact" computes as the references do, see `infer.exact`.
         folds: Folds to average (0, "fold_0", "all" ...); None takes all a bundle has.
         checkpoint: "final" or "best".
         weights: Share of each of several bundles; None: equal ones.
@@ -91,14 +92,31 @@ def load(  # noqa: PLR0913 - all but the path by keyword
     folds = [folds] if isinstance(folds, (str, int)) else folds
     if not paths:
         raise ConfigError("no model was given; expected the path of a bundle or run.")
-    members, target = [], pick_device(device)
-    for entry in paths:
-        bundle = read_bundle(find_bundle(Path(entry)))
+    target = pick_device(device)
+
+    def member(bundle: Bundle) -> Member:
         check_supported(bundle)
         chosen = bundle.select_folds(folds)
         how = Loading(folds=chosen, device=target, mode=mode, trust_code=trust_code)
-        members.append(load_member(bundle, how, checkpoint))
+        return load_member(bundle, how, checkpoint)
+
+    bundles = [read_any(find_bundle(Path(entry))) for entry in paths]
+    if len(bundles) == 1 and weights is None and isinstance(bundles[0], Composite):
+        from medseg.infer.chain import load_composite  # it is built upon Model
+
+        return load_composite(bundles[0], member, limits=limits, checkpoint=checkpoint)
+    members = [member(_single(bundle)) for bundle in bundles]
     return Model(members, weights=weights, limits=limits, checkpoint=checkpoint)
+
+
+def _single(bundle: AnyBundle) -> Bundle:
+    """Return a bundle of one model; one made of bundles stands alone, with its own weights."""
+    if isinstance(bundle, Composite):
+        raise ConfigError(
+            f"{bundle.folder}: is made of several models (kind {bundle.manifest.kind!r}), and "
+            "cannot be averaged with others or given weights. Load it alone."
+        )
+    return bundle
 
 
 class Model:
@@ -120,7 +138,8 @@ class Model:
         """
         same_kind(members)
         self.members = tuple(members)
-        self.bundle, self.labels = members[0].bundle, members[0].labels
+        self.bundle: AnyBundle = members[0].bundle
+        self.labels = members[0].labels
         self.device, self.checkpoint = members[0].device, checkpoint
         self.limits = limits or Limits()
         self._own_bytes = resident_bytes()
@@ -372,9 +391,12 @@ class Model:
         prepared, found = computed.prepared, computed.reduced.segmentation
         affine, stored = prepared.grid.affine, self.bundle.postprocessing
         if stored is not None and options.postprocess:
-            voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
             found = apply_postprocessing(
-                found, stored, self.labels.structures, self.labels.background, voxel_mm3
+                found,
+                stored,
+                self.labels.structures,
+                self.labels.background,
+                prepared.grid.voxel_mm3,
             )
         volumes = volumes_ml(found, affine, self.labels)
         flags = prepared.flags + segmentation_flags(

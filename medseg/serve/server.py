@@ -174,7 +174,7 @@ def served_by(model: Model, *, tta: Tta, token: str | None, is_local: bool) -> S
     spec = model.bundle.spec
     return Served(
         name=spec.name,
-        configuration=model.bundle.manifest.configuration,
+        configuration=model.bundle.configuration_name,
         folds=model.folds,
         channels=tuple(spec.channels),
         labels=dict(spec.labels),
