@@ -1,0 +1,1 @@
+"""Models of nnU-Net, versions 1 and 2: read without running anything in them, and written."""
