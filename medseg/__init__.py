@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medseg.api.judging import crossval, evaluate
+    from medseg.api.models import load
     from medseg.api.prepare import plan_and_preprocess
     from medseg.api.training import Run, train
     from medseg.errors import (
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         MedsegError,
         PlanError,
     )
-    from medseg.infer.model import Model, load
+    from medseg.infer.model import Model
     from medseg.infer.result import CaseError, Result
 
 __version__ = "0.1.0"
@@ -46,7 +47,8 @@ __all__ = [
 
 _OWNERS = {
     **dict.fromkeys([name for name in __all__ if name.endswith("Error")], "medseg.errors"),
-    **dict.fromkeys(["Model", "load"], "medseg.infer.model"),
+    "load": "medseg.api.models",
+    "Model": "medseg.infer.model",
     **dict.fromkeys(["CaseError", "Result"], "medseg.infer.result"),
     **dict.fromkeys(["Run", "train"], "medseg.api.training"),
     **dict.fromkeys(["crossval", "evaluate"], "medseg.api.judging"),

@@ -81,6 +81,9 @@ def options(command: Any) -> set[str]:
     return {text for item in command.params for text in item.opts if text.startswith("-")}
 
 
+SECOND_WORDS = "show|list|copy|init|check|diff|pack|unpack|info|fetch|nnunet|totalsegmentator"
+
+
 class TestCommands:
     @pytest.mark.parametrize("arguments", SHOWN)
     def test_shown_command_line_parses(self, arguments: list[str]) -> None:
@@ -95,7 +98,8 @@ class TestCommands:
         shown = [arguments[0] for code in blocks("README.md", "bash")
                  for arguments in command_lines(code)]  # fmt: skip
         way = ["plan-and-preprocess", "train", "crossval", "predict", "evaluate"]
-        assert shown == [*way, "predict", "export", "serve"]
+        foreign = ["predict", "import", "import", "export"]
+        assert shown == [*way, *foreign, "predict", "export", "serve"]
 
     @pytest.mark.parametrize("page", PAGES)
     def test_commands_in_running_text_exist(self, page: str) -> None:
@@ -123,8 +127,7 @@ class TestLayout:
 
     def test_every_command_is_listed_once(self) -> None:
         names = [
-            re.match(r"[a-z-]+(?: (?:show|list|copy|init|check|diff))?", e).group()
-            for e in self.ENTRIES
+            re.match(rf"[a-z-]+(?: (?:{SECOND_WORDS}))?", entry).group() for entry in self.ENTRIES
         ]
         assert sorted(names) == sorted([*commands(), "plan show", "plan diff"])
 

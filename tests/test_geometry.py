@@ -320,3 +320,55 @@ def test_record_refuses_boxes_outside_the_image(box):
 def test_record_refuses_axes_that_are_no_order():
     with pytest.raises(ValueError, match="expected an order of 0, 1, 2"):
         record((0, 0, 1), (False, False, False))
+
+
+# -- images taken as they are stored ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network_axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("storage", STORAGES[::7])
+def test_stored_axes_are_taken_in_the_order_of_the_plans_and_never_reversed(storage, network_axes):
+    """Whatever the world says: the marked voxel is found by permuting its index alone."""
+    grid, array = stored(Grid(SHAPE, OBLIQUE), marked(), *storage)
+    axes, flips = orient(grid.affine, network_axes, is_stored=True)
+    assert (axes, flips) == (network_axes, (False, False, False))
+    box = tuple((0, grid.shape[axis]) for axis in axes)
+    spacing = tuple(grid.spacing[axis] for axis in axes)
+    way = SpatialRecord(
+        shape_image=grid.shape,
+        affine_image=tuple(map(tuple, grid.affine.tolist())),
+        axes=axes,
+        flips=flips,
+        box=box,
+        spacing_cropped=spacing,
+        shape_network=tuple(length for _, length in box),
+        spacing_network=spacing,
+    )
+    view = way.to_network_axes(array)
+    place = tuple(np.argwhere(array == marked()[MARK])[0])
+    assert view[tuple(place[axis] for axis in network_axes)] == marked()[MARK]
+    np.testing.assert_array_equal(way.restore(view), array)
+
+
+def test_stored_and_canonical_axes_are_the_same_where_the_image_is_canonical():
+    plain = np.diag([*SPACING, 1.0])
+    for order in itertools.permutations(range(3)):
+        assert orient(plain, order, is_stored=True) == orient(plain, order)
+    turned = np.diag([-0.7, 1.1, 3.0, 1.0])
+    assert orient(turned, (2, 1, 0), is_stored=True) != orient(turned, (2, 1, 0))
+
+
+def test_stored_axes_too_must_be_an_order():
+    with pytest.raises(ValueError, match="expected an order of 0, 1, 2"):
+        orient(np.eye(4), (0, 1, 1), is_stored=True)
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_the_volume_of_a_voxel_is_that_of_its_edges_however_they_point(flip):
+    expected = 0.7 * 1.1 * 3.0
+    affine = OBLIQUE @ np.diag([flip, 1, 1, 1])
+    assert Grid(SHAPE, affine).voxel_mm3 == pytest.approx(expected, rel=1e-12)
+    sheared = affine.copy()
+    sheared[:3, 2] += 2 * sheared[:3, 0]
+    assert Grid(SHAPE, sheared).voxel_mm3 == pytest.approx(expected, rel=1e-12)
+    assert np.prod(Grid(SHAPE, sheared).spacing) > 1.01 * expected

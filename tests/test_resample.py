@@ -12,12 +12,16 @@ from skimage.transform import resize as skimage_resize
 
 from medseg.resample import (
     axis_matrix,
+    is_anisotropic,
     new_shape,
     resize,
     resize_labels,
+    resize_labels_literal,
+    resize_literal,
     resize_slab,
     separate_axis,
 )
+from medseg.resample.literal import nearest_slices
 
 SHAPES = [
     ((13, 40, 29), (17, 31, 29)),
@@ -381,3 +385,296 @@ def test_slabs_on_a_gpu_equal_the_cpu():
     on_cpu = resize_slab(logits, (17, 40, 20), 0, 5, 11)
     on_gpu = resize_slab(logits.cuda(), (17, 40, 20), 0, 5, 11)
     assert torch.equal(on_gpu.cpu(), on_cpu)
+
+
+# -- operation by operation ------------------------------------------------------------------------
+
+
+def values_of(shape, dtype, *, seed=0):
+    """Return noise of any type, transposed and reversed in memory."""
+    rng = np.random.default_rng(seed)
+    backwards = (rng.normal(size=(*shape[::-1], 2)) * 40 + 10).astype(dtype)
+    return backwards.transpose()[:, ::-1]
+
+
+LITERAL_SHAPES = [
+    ((13, 20, 9), (17, 11, 9)),
+    ((5, 12, 14), (9, 30, 7)),
+    ((1, 6, 8), (4, 9, 5)),
+    ((7, 4, 6), (1, 4, 13)),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), LITERAL_SHAPES)
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_literal_resize_is_scikit_images_to_the_last_bit(before, after, order, dtype):
+    array = values_of(before, dtype)
+    kept = array.copy()
+    result = resize_literal(array, after, order=order)
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, slow_resize(array, after, order).astype(dtype))
+    np.testing.assert_array_equal(array, kept)
+
+
+@pytest.mark.parametrize(("before", "after"), [*LITERAL_SHAPES, ((6, 9, 8), (15, 9, 8))])
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_so_it_is_slice_by_slice_along_a_separate_axis(before, after, order, axis, dtype):
+    array = values_of(before, dtype, seed=1)
+    result = resize_literal(array, after, order=order, separate=axis)
+    assert result.dtype == dtype
+    expected = slow_separate(array, after, order, axis).astype(dtype)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_slices_are_clipped_each_to_its_own_range_and_volumes_to_theirs():
+    """A step in one slice overshoots; only in the volume does the next slice make room for it."""
+    array = np.zeros((1, 2, 4, 12), np.float32)
+    array[0, 0, :, 6:] = 10
+    array[0, 1] = 40
+    alone = resize_literal(array, (2, 4, 31), order=3, separate=0)
+    whole = resize_literal(array, (2, 4, 31), order=3)
+    assert alone[0, 0].max() == 10
+    assert whole[0, 0].max() > 10.1
+    assert whole.min() == alone.min() == 0
+
+
+@pytest.mark.parametrize("method", ["spline", "interpolate", "none"])
+def test_the_literal_resize_leaves_an_equal_shape_alone(method):
+    array = values_of((4, 5, 6), np.float16)
+    assert resize_literal(array, (4, 5, 6), order=3, method=method) is array
+    labels = regions((4, 5, 6), 3)
+    assert resize_labels_literal(labels, (4, 5, 6), method=method) is labels
+
+
+def test_nothing_is_resized_by_the_method_none():
+    array = values_of((4, 5, 6), np.float32)
+    assert resize_literal(array, (8, 5, 3), order=3, method="none") is array
+    labels = regions((4, 5, 6), 3)
+    assert resize_labels_literal(labels, (8, 5, 3), method="none") is labels
+
+
+@pytest.mark.parametrize(("before", "after"), LITERAL_SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_interpolation_is_torchs_in_float32(before, after, dtype):
+    array = values_of(before, dtype)
+    result = resize_literal(array, after, order=3, method="interpolate")
+    whole = torch.from_numpy(array.astype(np.float32))
+    expected = torch.nn.functional.interpolate(whole[None], after, mode="trilinear")[0]
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, expected.numpy())
+
+
+@pytest.mark.parametrize(("before", "after"), [*LITERAL_SHAPES, ((6, 9, 8), (15, 9, 8))])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_interpolation_along_a_separate_axis_takes_the_nearest_slices(before, after, axis):
+    array = values_of(before, np.float32)
+    result = resize_literal(array, after, order=3, separate=axis, method="interpolate")
+    expected = slow_interpolation(array, after, axis)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-6 * np.abs(array).max(), rtol=0)
+
+
+@pytest.mark.xfail(strict=True, reason="slices are handed over with one image per channel")
+def test_slices_of_all_channels_are_interpolated_at_once_as_torch_rounds_by_number():
+    """To the last bit: the reference hands over the slices of all channels as one image."""
+    array = values_of((6, 9, 8), np.float32)
+    for axis in range(3):
+        result = resize_literal(array, (15, 5, 11), order=3, separate=axis, method="interpolate")
+        np.testing.assert_array_equal(result, slow_interpolation(array, (15, 5, 11), axis))
+
+
+def slow_interpolation(array, shape, axis):
+    """Interpolate all slices across an axis as channels of one image, then pick the nearest."""
+    across = [length for d, length in enumerate(shape) if d != axis]
+    parts = [part for channel in array for part in np.moveaxis(channel, axis, 0)]
+    stack = torch.from_numpy(np.stack(parts))[None]
+    if list(stack.shape[2:]) != across:
+        stack = torch.nn.functional.interpolate(stack, across, mode="bilinear")
+    slices = stack[0].numpy().reshape(len(array), array.shape[axis + 1], *across)
+    scale = Fraction(array.shape[axis + 1], shape[axis])
+    nearest = [int((number + Fraction(1, 2)) * scale) for number in range(shape[axis])]
+    return np.moveaxis(slices[:, nearest], 1, axis + 1)
+
+
+def old_rule(segmentation, shape, order=1, otherwise=0):
+    """Resize labels as batchgenerators did: in ascending order, each takes what it has half of."""
+    result = np.full(shape, otherwise, segmentation.dtype)
+    for label in np.unique(segmentation):
+        share = slow_resize((segmentation == label)[None], shape, order)[0]
+        result[share >= 0.5] = label
+    return result
+
+
+def slices_first(segmentation, shape, axis, resized):
+    """Resize every slice across an axis, then take the nearest of them."""
+    across = [length for d, length in enumerate(shape) if d != axis]
+    stack = np.stack([resized(part, across) for part in np.moveaxis(segmentation, axis, 0)])
+    positions = len(stack) / shape[axis] * (np.arange(shape[axis]) + 0.5) - 0.5
+    grid = np.meshgrid(positions, *map(np.arange, across), indexing="ij")
+    found = ndimage.map_coordinates(stack.astype(float), grid, order=0, mode="nearest")
+    return np.moveaxis(found.astype(segmentation.dtype), 0, axis)
+
+
+LABEL_SHAPES = [((12, 17, 9), (17, 11, 13)), ((9, 14, 10), (6, 21, 10)), ((8, 6, 10), (4, 9, 20))]
+
+
+@pytest.mark.parametrize(("before", "after"), LABEL_SHAPES)
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_literal_labels_are_those_of_batchgenerators_ties_and_rounding_included(
+    before, after, order, dtype
+):
+    rng = np.random.default_rng(sum(after))
+    noise = rng.choice([0, 1, 3, 4, 200], size=before).astype(dtype)
+    for segmentation in (regions(before, 6, dtype=dtype) + dtype(3), noise):
+        result = resize_labels_literal(segmentation, after, order=order)
+        assert result.dtype == dtype
+        np.testing.assert_array_equal(result, resize_segmentation(segmentation, after, order=order))
+
+
+@pytest.mark.parametrize(("before", "after"), LABEL_SHAPES)
+@pytest.mark.parametrize("otherwise", [0, 1, 7])
+def test_the_literal_threshold_rule_is_the_old_one_of_batchgenerators(before, after, otherwise):
+    segmentation = np.random.default_rng(5).choice([1, 3, 4, 200], size=before).astype(np.uint8)
+    result = resize_labels_literal(segmentation, after, rule="threshold", otherwise=otherwise)
+    expected = old_rule(segmentation, after, otherwise=otherwise)
+    np.testing.assert_array_equal(result, expected)
+    undecided = old_rule(segmentation, after, otherwise=250) == 250
+    assert undecided.mean() > 0.05, "there must be voxels where no label has half"
+    assert (result[undecided] == otherwise).all()
+
+
+@pytest.mark.parametrize(("before", "after"), LABEL_SHAPES)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("rule", ["argmax", "threshold"])
+def test_literal_labels_along_a_separate_axis_take_the_nearest_slice(before, after, axis, rule):
+    segmentation = np.random.default_rng(6).choice([1, 3, 4, 200], size=before).astype(np.uint8)
+    result = resize_labels_literal(segmentation, after, separate=axis, rule=rule, otherwise=1)
+    rules = {
+        "argmax": lambda part, shape: resize_segmentation(part, shape, order=1),
+        "threshold": lambda part, shape: old_rule(part, shape, otherwise=1),
+    }
+    expected = slices_first(segmentation, after, axis, rules[rule])
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(("before", "after"), LABEL_SHAPES)
+@pytest.mark.parametrize("axis", [None, 0, 2])
+def test_interpolated_labels_take_a_clear_majority_or_the_largest_share(before, after, axis):
+    """Shares of 1000 in float16; more than 700 are clear; ties fall to the smallest label."""
+    segmentation = np.random.default_rng(7).choice([0, 2, 5, 130], size=before).astype(np.uint8)
+    result = resize_labels_literal(segmentation, after, separate=axis, method="interpolate")
+    values = [0, 2, 5, 130]
+    masks = np.stack([segmentation == value for value in values]).astype(np.float32) * 1000
+    resized = resize_literal(masks, after, order=1, separate=axis, method="interpolate")
+    resized = resized.astype(np.float16)
+    expected = np.zeros(after, np.uint8)
+    for point in np.ndindex(*after):
+        own = [float(share[point]) for share in resized]
+        clear = [value for value, share in zip(values, own, strict=True) if share > 700]
+        expected[point] = clear[0] if clear else values[own.index(max(own))]
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 12])
+def test_nearest_slices_round_as_sampling_a_whole_volume_does(length):
+    volume = np.broadcast_to(np.arange(length, dtype=float)[:, None, None], (length, 2, 3))
+    for target in range(1, 40):
+        scale = length / target
+        grid = np.mgrid[:target, :2, :3].astype(float)
+        grid[0] = scale * (grid[0] + 0.5) - 0.5
+        sampled = ndimage.map_coordinates(volume, grid, order=0, mode="nearest")
+        np.testing.assert_array_equal(nearest_slices(length, target), sampled[:, 1, 2])
+
+
+# -- the rule "threshold" --------------------------------------------------------------------------
+
+
+def slow_threshold(segmentation, shape, separate=None, otherwise=0):
+    """Return of each voxel the largest label with at least half, and how many labels have that."""
+    result, counts = np.full(shape, otherwise, segmentation.dtype), np.zeros(shape, int)
+    for point, totals in shares(segmentation, shape, separate).items():
+        half = [label for label, share in totals.items() if share >= Fraction(1, 2)]
+        counts[point] = len(half)
+        if half:
+            result[point] = max(half)
+    return result, counts
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((4, 3, 5), (8, 6, 10)),
+        ((8, 6, 10), (4, 3, 5)),
+        ((5, 7, 6), (8, 5, 9)),
+        ((1, 5, 9), (3, 8, 7)),
+    ],
+)
+@pytest.mark.parametrize("separate", [None, 0, 2])
+def test_the_threshold_rule_takes_the_last_label_with_exactly_half(before, after, separate):
+    rng = np.random.default_rng(sum(before))
+    segmentation = rng.integers(1, 5, size=before).astype(np.uint8)
+    expected, _ = slow_threshold(segmentation, after, separate, otherwise=9)
+    result = resize_labels(segmentation, after, separate=separate, rule="threshold", otherwise=9)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_two_halves_fall_to_the_larger_label_and_none_to_otherwise():
+    segmentation = np.random.default_rng(2).integers(1, 4, size=(4, 6, 5)).astype(np.uint8)
+    expected, counts = slow_threshold(segmentation, (8, 3, 5), otherwise=0)
+    assert {0, 1, 2} <= set(np.unique(counts)), "no half, one and two must occur"
+    result = resize_labels(segmentation, (8, 3, 5), rule="threshold")
+    np.testing.assert_array_equal(result, expected)
+    assert (result == 0).sum() == (counts == 0).sum()
+    for values in ([7, 2], [2, 7]):
+        assert resize_labels(np.array(values, np.uint8), (1,), rule="threshold").item() == 7
+
+
+def test_the_threshold_rule_is_the_literal_one_where_weights_are_exact_in_binary():
+    for before, after in [((16, 24, 12), (32, 48, 24)), ((16, 24, 32), (8, 12, 32))]:
+        segmentation = regions(before, 9) + np.uint8(2)
+        expected = resize_labels_literal(segmentation, after, rule="threshold", otherwise=1)
+        result = resize_labels(segmentation, after, rule="threshold", otherwise=1)
+        np.testing.assert_array_equal(result, expected)
+        assert (result != resize_labels(segmentation, after)).any(), "the rules differ"
+
+
+def test_order_zero_takes_the_nearest_label_whatever_the_rule():
+    segmentation = regions((9, 14, 11), 5) + np.uint8(1)
+    result = resize_labels(segmentation, (13, 10, 17), order=0, rule="threshold", otherwise=9)
+    np.testing.assert_array_equal(result, nearest_labels(segmentation, (13, 10, 17)))
+
+
+# -- when an axis is separate ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("current", "target", "when", "axis"),
+    [
+        ((1.2, 0.7, 0.8), (1.0, 9.0, 1.0), "always", 0),
+        ((1.0, 1.0, 1.1), (9.0, 1.0, 1.0), "always", 2),
+        ((1.2, 0.7, 1.2), (1.0, 9.0, 1.0), "always", None),
+        ((1.0, 1.0, 1.0), (9.0, 1.0, 1.0), "always", None),
+        ((5.0, 0.7, 0.7), (1.0, 1.0, 9.0), "never", None),
+        ((5.0, 0.7, 0.7), (1.0, 1.0, 9.0), "auto", 0),
+    ],
+)
+def test_an_axis_is_separate_always_never_or_where_a_grid_is_anisotropic(
+    current, target, when, axis
+):
+    assert separate_axis(current, target, when=when) == axis
+
+
+def test_a_tie_in_an_anisotropic_grid_is_not_settled_by_the_other_grid():
+    assert separate_axis((0.3, 1.25, 1.25), (9.0, 1.0, 1.0)) is None
+
+
+def test_three_times_as_large_is_not_yet_anisotropic():
+    assert not is_anisotropic((3.0, 1.0, 1.5))
+    assert is_anisotropic((3.01, 1.0, 1.5))
+    assert is_anisotropic((1.0, 2.1, 1.5), threshold=2.0)

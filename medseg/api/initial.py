@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from medseg.api.fold_run import FoldRun
+from medseg.api.models import resolve
 from medseg.api.run_folder import FoldRecord
 from medseg.errors import BundleError
-from medseg.infer.bundle import Bundle, find_bundle, read_bundle
+from medseg.infer.bundle import Bundle, read_bundle
 from medseg.labels import LabelScheme
 from medseg.models.adapt import Meaning, Takeover, take_over
 from medseg.models.weights import load_weights
@@ -32,7 +32,7 @@ def take_initial(run: FoldRun, record: FoldRecord, trainer: Trainer) -> Takeover
     """
     if record.init_from is None:
         return None
-    bundle = read_bundle(find_bundle(Path(record.init_from)))
+    bundle = _bundle(run, record.init_from)
     folds = bundle.manifest.folds
     fold = run.fold if run.fold in folds else folds[0]
     found = take_over(
@@ -48,6 +48,16 @@ def take_initial(run: FoldRun, record: FoldRecord, trainer: Trainer) -> Takeover
     trainer.restart_averages()
     logger.info("%s", _in_words(f"{record.init_from} ({fold})", found, bundle))
     return found
+
+
+def _bundle(run: FoldRun, model: str) -> Bundle:
+    """Return the model that is meant, which the main process imports first where it must be."""
+    if not run.processes.is_main:
+        run.processes.wait()
+    folder = resolve(model, run.folder.path.parents[1])
+    if run.processes.is_main:
+        run.processes.wait()
+    return read_bundle(folder)
 
 
 def write_taken(run: FoldRun, found: Takeover) -> None:

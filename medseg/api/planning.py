@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import MedsegError, PlanError
@@ -16,9 +15,6 @@ from medseg.plan.transfer import plan_from
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import Fingerprint, IntensityStatistics
 from medseg.schema.plans import Plans
-
-if TYPE_CHECKING:
-    from medseg.infer.bundle import Bundle
 
 _MOVED = 0.1
 """Shift of a channel's mean, or change of its deviation, that matters, in deviations."""
@@ -37,7 +33,7 @@ class Request:
     gpu_memory_gb: float | None = None
     target_spacing: tuple[float, ...] | None = None
     bundle: Path | None = None
-    """Model whose plans are taken over, for fine-tuning."""
+    """Model whose plans are taken over, for fine-tuning; or plans of nnU-Net."""
     replan: bool = False
     """Make new plans where there are some already."""
 
@@ -111,40 +107,37 @@ def settle_plans(
     """
     path = folder.plans_path(request.name)
     if not path.is_file():
-        return _make(spec, fingerprint, request), ()
+        return _make(folder, spec, fingerprint, request), ()
     old = folder.plans(request.name)
     if request.replan:
         request, told = request.with_wishes_of(old, path)
-        return keep_own_configurations(old, _make(spec, fingerprint, request)), told
+        return keep_own_configurations(old, _make(folder, spec, fingerprint, request)), told
     _check_kept(old, spec, request, path)
     return old, tuple(_moved(old, spec, fingerprint))
 
 
-def _make(spec: DatasetSpec, fingerprint: Fingerprint, request: Request) -> Plans:
+def _make(
+    folder: DatasetFolder, spec: DatasetSpec, fingerprint: Fingerprint, request: Request
+) -> Plans:
     if request.bundle is not None:
-        from medseg.infer.bundle import find_bundle, read_bundle
+        from medseg.api.foreign_plans import read_source
 
-        bundle = read_bundle(find_bundle(request.bundle))
-        both = _both_stages(bundle)
-        plans = plan_from(both, fingerprint, spec, bundle_channels=bundle.spec.channels)
-        origin = f"plans {bundle.plans.name!r} of {bundle.plans.dataset!r}"
-        return plans.model_copy(update={"name": request.name, "taken_from": origin})
+        source = read_source(request.bundle, folder.path.parents[1])
+        before = source.plans
+        plans = plan_from(before, fingerprint, spec, bundle_channels=source.channels)
+        return plans.model_copy(
+            update={
+                "name": request.name,
+                "taken_from": f"plans {before.name!r} of {before.dataset!r}",
+                "why": (*plans.why[:1], *source.remarks, *plans.why[1:]),
+            }
+        )
     return make_plans(
         fingerprint,
         spec,
         name=request.name,
         gpu_memory_gb=request.gpu_memory_gb,
         target_spacing=request.target_spacing,
-    )
-
-
-def _both_stages(bundle: Bundle) -> Plans:
-    """Return a bundle's plans; of a cascade with the configuration of its first stage too."""
-    if bundle.previous is None:
-        return bundle.plans
-    first = bundle.previous.plans.configurations
-    return bundle.plans.model_copy(
-        update={"configurations": {**first, **bundle.plans.configurations}}
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli.options import names
+from medseg.cli.options import names, settings
 
 
 def register(app: typer.Typer) -> None:
@@ -16,8 +16,10 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle or run.")],
-    format: Annotated[str, typer.Option("--format", help="Format: onnx.")],  # noqa: A002 - its name
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Bundle, run, zip, model of nnU-Net, or name.")
+    ],
+    format: Annotated[str, typer.Option("--format", help="Format: onnx or nnunet.")],  # noqa: A002
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the export.")],
     folds: Annotated[
         str | None, typer.Option("--folds", help="Folds to export, such as 0,1. Default: all.")
@@ -29,7 +31,6 @@ def export(
 ) -> None:
     """Write a trained model in a format that other programs run."""
     from medseg.api import export as exporting
-    from medseg.interop.onnx import TOLERANCE
     from medseg.report.exports import format_export
 
     written = exporting.export(
@@ -39,5 +40,6 @@ def export(
         folds=names(folds),
         checkpoint=checkpoint,
         trust_code=trust_code,
+        workspace=settings.workspace,
     )
-    typer.echo(format_export(written, output, TOLERANCE))
+    typer.echo(format_export(written, output))

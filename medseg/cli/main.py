@@ -11,12 +11,27 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.cli import dataset, demo, export, judge, predict, prepare, recipes, serve, train
+from medseg.cli import (
+    bundles,
+    dataset,
+    demo,
+    export,
+    importing,
+    judge,
+    models,
+    predict,
+    prepare,
+    recipes,
+    serve,
+    train,
+)
+from medseg.cli.habits import Commands
 from medseg.cli.options import settings
 from medseg.cli.processes import leave_at_once
 
 app = typer.Typer(
     name="medseg",
+    cls=Commands,
     help="Segmentation of medical images without hand-tuning: plan, train, predict, judge.",
     no_args_is_help=True,
     add_completion=False,
@@ -24,7 +39,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, dataset, prepare, train, predict, export, judge, recipes, serve):
+_GROUPS = (
+    demo, dataset, prepare, train, predict, export, judge, recipes, serve, bundles, importing,
+    models,
+)  # fmt: skip
+for group in _GROUPS:
     group.register(app)
 
 

@@ -56,7 +56,7 @@ TargetSpacing = Annotated[
 ]
 FromBundle = Annotated[
     str | None,
-    typer.Option("--from", help="Model whose plans are taken over, for fine-tuning."),
+    typer.Option("--from", help="Model, or plans file, whose plans are taken over."),
 ]
 Replan = Annotated[
     bool, typer.Option("--replan", help="Replace plans that are there; the default keeps them.")

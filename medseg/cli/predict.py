@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Device, names, numbers
+from medseg.cli.options import Device, names, numbers, settings
 
 if TYPE_CHECKING:
     from medseg.schema.prediction import PredictionRow
@@ -36,7 +36,12 @@ def predict(  # noqa: PLR0913 - one option of the command each
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the segmentations.")],
     model: Annotated[
         list[Path],
-        typer.Option("-m", "--model", help="Bundle or run; of several the mean is taken."),
+        typer.Option(
+            "-m",
+            "--model",
+            help="Bundle, run, zip of a bundle, model of nnU-Net, or the name of a fetched model; "
+            "of several the mean is taken.",
+        ),
     ],
     weights: Annotated[
         str | None, typer.Option("--weights", help="Share of each model, such as 2,1.")
@@ -79,16 +84,16 @@ def predict(  # noqa: PLR0913 - one option of the command each
     ] = None,
     device: Device = "auto",
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compute in float32, one tile at a time.")
+        bool, typer.Option("--exact", help="Compute as the program that trained it.")
     ] = False,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run a network that the model brings as code.")
     ] = False,
 ) -> int:
     """Segment images with a trained model."""
+    from medseg.api.models import load
     from medseg.cli.processes import use_cpus
     from medseg.infer.folder import predict_folder
-    from medseg.infer.model import load
     from medseg.report.predictions import format_predictions
 
     with _interruptible(), _Progress() as shown:
@@ -103,6 +108,7 @@ def predict(  # noqa: PLR0913 - one option of the command each
             max_memory=max_memory,
             max_vram=max_vram,
             trust_code=trust_code,
+            workspace=settings.workspace,
         )
         rows = predict_folder(
             loaded,

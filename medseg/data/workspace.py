@@ -14,6 +14,8 @@ from medseg.schema.fingerprint import Fingerprint
 from medseg.schema.plans import Plans, read_plans
 
 DEFAULT_WORKSPACE = "medseg_work"
+IMPORTED, FETCHED, DOWNLOADS = "imported", "models", "downloads"
+"""Folders for models imported on the fly, those of the catalogue, and archives they came in."""
 _NUMBERED = re.compile(r"^(?:Dataset|Task)0*(?P<number>\d+)_")
 
 

@@ -60,8 +60,8 @@ def plan_from(
             "left_right": find_left_right(spec, axes),
             "why": (
                 f"Axis order, voxel size, patch, batch, network and normalisation are those of the "
-                f"model trained on {bundle_plans.dataset!r} (plans {bundle_plans.name!r}), so that "
-                "its weights fit.",
+                f"plans {bundle_plans.name!r} of {bundle_plans.dataset!r}, so that the weights of "
+                "models trained with them fit.",
                 *_warnings(bundle_plans, spacing, fingerprint.channels, spec),
                 *explain_left_right(spec),
             ),

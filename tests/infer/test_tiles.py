@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
 from medseg.infer.tiles import importance, num_tiles, padding, tile_indices, tile_starts
 
@@ -98,3 +100,42 @@ def test_importance_is_a_gaussian_of_peak_one_and_never_zero(tile):
 def test_importance_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
         importance((4, 4))[0, 0] = 3
+
+
+def torch_importance(tile, peak, kind):
+    """Return the weights as the reference makes them: cast by torch, zeros replaced afterwards."""
+    impulse = np.zeros(tile)
+    impulse[tuple(size // 2 for size in tile)] = 1
+    smooth = ndimage.gaussian_filter(impulse, [size / 8 for size in tile], mode="constant")
+    weight = torch.from_numpy(smooth)
+    weight = (weight / (weight.max() / peak)).to(kind)
+    smallest = weight[weight != 0].min()
+    return torch.where(weight == 0, smallest, weight).numpy(), int((weight == 0).sum())
+
+
+@pytest.mark.parametrize("tile", [(12, 9), (32, 48), (16, 7, 11), (24, 40, 32)])
+@pytest.mark.parametrize("peak", [1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_importance_of_another_peak_and_type_is_that_of_the_reference(tile, peak, kind):
+    weight = importance(tile, peak, kind)
+    expected, _ = torch_importance(tile, peak, getattr(torch, kind))
+    assert weight.dtype == np.dtype(kind)
+    np.testing.assert_array_equal(weight, expected)
+    assert weight[tuple(size // 2 for size in tile)] == weight.max() == peak
+    assert not weight.flags.writeable
+
+
+def test_weights_that_vanish_in_16_bits_become_the_smallest_that_does_not():
+    weight = importance((24, 40, 32), 10.0, "float16")
+    expected, vanished = torch_importance((24, 40, 32), 10.0, torch.float16)
+    assert vanished > 100, "there must be such weights"
+    smallest = expected.min()
+    assert weight.min() == smallest > 0
+    assert (weight == smallest).sum() >= vanished
+    assert importance((24, 40, 32), 10.0).min() < smallest
+
+
+def test_a_peak_only_scales_the_weights():
+    tile = (16, 7, 11)
+    np.testing.assert_allclose(importance(tile, 10.0), 10 * importance(tile), rtol=1e-6)
+    np.testing.assert_array_equal(importance(tile, 1.0, "float32"), importance(tile))

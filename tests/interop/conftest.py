@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from medseg.api.export import export
 from medseg.infer.bundle import write_bundle
 from medseg.interop import onnx as onnx_module
+from medseg.interop.nnunet.foreign import ForeignModel
 from medseg.labels import LabelScheme
 from medseg.models.build import build_network
 from medseg.schema.bundle import Semantics
@@ -105,6 +107,32 @@ def make_bundle(folder, *, plans=None, spec=None, folds=1, mirror_axes=(), swap_
     ).folder
 
 
+def make_foreign(*, folds=("fold_0",), checkpoint="final", spec=None, plans=None, **changes):
+    """Return a model as it is read from elsewhere, with random weights, each fold its own."""
+    spec, plans = spec or make_spec(), plans or make_plans()
+    name = changes.get("configuration", "tiny")
+    labels, configuration = LabelScheme.from_spec(spec), plans.configuration(name)
+
+    def weights(seed):
+        return lambda: build_network(
+            configuration.architecture,
+            num_inputs=len(spec.channels) + labels.num_previous(configuration),
+            num_logits=labels.num_logits,
+            generator=torch.Generator().manual_seed(seed),
+        ).state_dict()
+
+    values = {
+        "folder": Path("bundle"),
+        "spec": spec,
+        "plans": plans,
+        "configuration": name,
+        "semantics": Semantics(),
+        "orientation": "canonical",
+        "weights": {fold: {checkpoint: weights(number)} for number, fold in enumerate(folds)},
+    }
+    return ForeignModel(**{**values, **changes})
+
+
 def make_affine(spacing=(0.85, 1.3, 2.4)):
     """Anisotropic, rotated about two axes, far from the origin."""
     a, b = np.deg2rad(17.0), np.deg2rad(-11.0)
@@ -158,6 +186,7 @@ class Make:
     plans = staticmethod(make_plans)
     spec = staticmethod(make_spec)
     bundle = staticmethod(make_bundle)
+    foreign = staticmethod(make_foreign)
     affine = staticmethod(make_affine)
     channels = staticmethod(make_channels)
     case = staticmethod(write_case)

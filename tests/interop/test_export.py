@@ -88,7 +88,9 @@ class TestRefused:
         assert names(tmp_path) == ["out"]
 
     def test_unknown_format(self, bundle, tmp_path):
-        match = f"format is 'onxx'; expected one of: {', '.join(FORMATS)}. Did you mean 'onnx'"
+        match = (
+            f"format is 'onxx'; expected one of: {', '.join(sorted(FORMATS))}. Did you mean 'onnx'"
+        )
         self.refuse(ConfigError, match, bundle, tmp_path / "out", format="onxx")
 
     def test_no_model_no_such_fold(self, bundle, tmp_path):
@@ -114,6 +116,37 @@ class TestRefused:
         assert not out.exists()
         written = export(folder, out, format="onnx", trust_code=True)
         assert written.networks[0].max_probability_difference <= 1e-4
+
+    @pytest.mark.parametrize(
+        ("semantics", "orientation", "match"),
+        [
+            (
+                {"average": "probabilities", "normalise_first": False, "least_std": "added"},
+                "canonical",
+                "semantics.average is probabilities, expected logits; semantics.normalise_first is "
+                "False, expected True; semantics.least_std is added, expected floor",
+            ),
+            ({"accumulator": "float16"}, "stored_sitk", "ONNX: orientation is stored_sitk"),
+        ],
+        ids=["semantics", "orientation"],
+    )
+    def test_predictions_put_together_otherwise(
+        self, make, tmp_path, semantics, orientation, match
+    ):
+        from medseg.infer.bundle import read_bundle, write_bundle
+        from medseg.schema.bundle import Semantics
+
+        source = read_bundle(make.bundle(tmp_path / "bundle"))
+        folder = write_bundle(
+            tmp_path / "other",
+            spec=source.spec,
+            plans=source.plans,
+            configuration="tiny",
+            weights={"fold_0": {"final": source.weights("fold_0")}},
+            semantics=Semantics(**semantics),
+            orientation=orientation,
+        ).folder
+        self.refuse(BundleError, match, folder, tmp_path / "out")
 
     def test_cascade(self, make, tmp_path, monkeypatch):
         from medseg.infer.bundle import write_bundle
@@ -152,7 +185,7 @@ class TestCommand:
     def test_errors_have_status_2(self, bundle, tmp_path, capsys):
         out = str(tmp_path / "out")
         assert run(["export", str(bundle), "--format", "torch", "-o", out]) == 2
-        assert "format is 'torch'; expected one of: onnx" in capsys.readouterr().err
+        assert "format is 'torch'; expected one of: nnunet, onnx" in capsys.readouterr().err
         assert run(["export", str(bundle), "--format", "onnx", "-o", out, "--folds", "4"]) == 2
         assert "no weights for fold_4" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def test_mirroring_follows_the_labels_of_the_data_set(model):
 def test_data_unlike_the_models_is_said(model):
     far = fingerprint(((100, 60, 40), (1.0, 9.0, 1.0)), mean=-300)
     why = plan_from(model, far, spec("Target")).why
-    assert "trained on 'Source'" in why[0]
+    assert "plans 'nnunet' of 'Source'" in why[0]
     assert sum("differ by more than a factor of 2" in sentence for sentence in why) == 1
     assert any("mean -300, the model's had 60" in sentence for sentence in why)
     near = fingerprint(((100, 60, 40), (0.9, 4.1, 0.8)))

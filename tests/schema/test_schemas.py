@@ -11,7 +11,7 @@ import pytest
 import medseg.schema
 from medseg.errors import ConfigError, PlanError
 from medseg.schema.base import Schema, read, validate, write, write_json
-from medseg.schema.bundle import BundleManifest, Semantics
+from medseg.schema.bundle import BundleManifest, Resampling, Semantics
 from medseg.schema.dataset import CaseFiles, DatasetSpec
 from medseg.schema.fingerprint import (
     CaseFingerprint,
@@ -319,3 +319,90 @@ def test_an_inheritance_that_is_no_configurations_name_is_refused(tmp_path, pare
     ]
     for line in lines[1:3]:
         assert f"it inherits from {parent!r}, which is missing, no configuration" in line
+
+
+# -- semantics of imported models ------------------------------------------------------------------
+
+FIRST_VERSION = {
+    "average": "logits",
+    "activation": "softmax",
+    "normalise_first": True,
+    "accumulator": "float32",
+    "gaussian_peak": 1.0,
+    "label_resize": "argmax",
+    "mirror_axes": [],
+    "swap_axes": [],
+}
+"""The keys of `semantics` in a `bundle.json` of the first version of the format."""
+FOREIGN = {
+    "least_std": "added",
+    "keeps_slices": True,
+    "resample_image": Resampling(order=1, method="interpolate"),
+    "resample_labels": Resampling(order=0),
+    "resample_result": Resampling(separate="never"),
+    "separate_by": "image",
+    "previous": "labels_uncropped",
+    "low_precision": "checked",
+}
+"""What came later, each with a value that is not the usual one."""
+
+
+def test_the_usual_semantics_are_written_as_before():
+    """Key by key and in order, so that a bundle's `bundle.json` keeps its checksum."""
+    written = json.loads(Semantics().model_dump_json())
+    assert list(written.items()) == list(FIRST_VERSION.items())
+    assert Semantics().model_dump(mode="json") == FIRST_VERSION
+    again = Semantics(**{name: getattr(Semantics(), name) for name in Semantics.model_fields})
+    assert list(json.loads(again.model_dump_json())) == list(FIRST_VERSION)
+
+
+def test_every_later_field_is_known_here():
+    assert set(Semantics.model_fields) == {*FIRST_VERSION, *FOREIGN}
+
+
+def test_a_bundle_of_the_first_version_is_read_as_the_usual_semantics():
+    found = validate(Semantics, FIRST_VERSION, "bundle.json")
+    assert found == Semantics()
+    assert found.resample_image == Resampling(order=3)
+    assert found.resample_labels == found.resample_result == Resampling()
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_unusual_is_written_and_read_again(tmp_path, name):
+    semantics = Semantics(**{name: FOREIGN[name]})
+    manifest = BundleManifest(
+        configuration="one", semantics=semantics, folds=("fold_0",), sha256={}
+    )
+    path = tmp_path / "bundle.json"
+    write(path, manifest)
+    written = json.loads(path.read_text())["semantics"]
+    assert set(written) == {*FIRST_VERSION, name}
+    assert read(BundleManifest, path) == manifest
+    assert read(BundleManifest, path).semantics != Semantics()
+
+
+def test_everything_unusual_at_once_survives(tmp_path):
+    semantics = Semantics(
+        average="probabilities", activation="sigmoid", normalise_first=False,
+        accumulator="float16", gaussian_peak=10, label_resize="threshold", mirror_axes=(0, 2),
+        swap_axes=(2,), **FOREIGN,
+    )  # fmt: skip
+    path = tmp_path / "semantics.json"
+    write(path, semantics)
+    assert read(Semantics, path) == semantics
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"resample_result": {"order": 2}}, "resample_result.order"),
+        ({"resample_image": {"method": "cubic"}}, "resample_image.method"),
+        ({"resample_labels": {"kind": "spline"}}, "resample_labels.kind"),
+        ({"previous": "probabilities"}, "previous"),
+        ({"separate_by": "stored"}, "separate_by"),
+        ({"accumulator": "bfloat16"}, "accumulator"),
+    ],
+)
+def test_semantics_that_mean_nothing_are_refused_by_their_place(change, place):
+    with pytest.raises(ConfigError, match=place.replace(".", r"\.")):
+        validate(Semantics, {**FIRST_VERSION, **change}, "bundle.json")
