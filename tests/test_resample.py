@@ -477,7 +477,6 @@ def test_interpolation_along_a_separate_axis_takes_the_nearest_slices(before, af
     np.testing.assert_allclose(result, expected, atol=1e-6 * np.abs(array).max(), rtol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="slices are handed over with one image per channel")
 def test_slices_of_all_channels_are_interpolated_at_once_as_torch_rounds_by_number():
     """To the last bit: the reference hands over the slices of all channels as one image."""
     array = values_of((6, 9, 8), np.float32)

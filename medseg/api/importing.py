@@ -233,7 +233,7 @@ def _write(
     label_resize: LabelRule,
 ) -> Bundle:
     """Write a model and, in a cascade, the stage before it."""
-    for note in model.notes:
+    for note in (*model.notes, *_own_notes(model)):
         logger.info("%s: %s", model.folder.name, note)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".import-") as scratch:
@@ -259,6 +259,16 @@ def _write(
             postprocessing=model.postprocessing,
             previous=previous,
         )
+
+
+def _own_notes(model: ForeignModel) -> list[str]:
+    how = model.semantics.resample_result
+    if how.method != "spline" or how.order == 1:
+        return []
+    return [
+        f"It resamples its results with splines of order {how.order}; so does 'predict --exact', "
+        "while the default is linear."
+    ]
 
 
 def _with_final(model: ForeignModel) -> dict[str, dict[str, Weights]]:

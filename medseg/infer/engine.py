@@ -73,7 +73,7 @@ class Engine:
         self.members, self.limits = tuple(members), limits
         self._shares, self._lock = tuple(shares), threading.Lock()
         self._labels, self._device = members[0].labels, members[0].device
-        self._has_told = False
+        self._dtype, self._has_told = members[0].dtype, False
 
     def reduce(self, work: Work) -> Reduced:
         """Run the networks and bring what they find to the image's grid.
@@ -202,10 +202,6 @@ class Engine:
 
         with self._lock:
             return _finite(self._dtype, made)
-
-    @property
-    def _dtype(self) -> torch.dtype | None:
-        return self.members[0].dtype
 
     def _attempt(self, work: Work, dtype: torch.dtype | None, *, on_host: bool = False) -> Reduced:
         """Reduce in one arithmetic; on the host the sums do not touch the GPU."""

@@ -98,13 +98,16 @@ class _Steps:
     should_stop: Callable[[], bool]
     done: int = 0
 
+    def check(self) -> None:
+        """Raise StoppedError if somebody asked to stop."""
+        if self.should_stop():
+            raise StoppedError
+
     def take(self) -> None:
         """Count a tile."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
-        if self.should_stop():
-            raise StoppedError
 
 
 def _one_fold(
@@ -124,6 +127,7 @@ def _one_fold(
     ).reshape(volume.tile)
     with torch.inference_mode(), evaluating(runner.networks):
         for box in tile_boxes(volume, step):
+            steps.check()
             cut = volume.cut([box], runner.device, runner.num_previous)
             values = runner.run(cut, 1)[0].float().cpu().reshape(-1, *volume.tile)
             values *= weight

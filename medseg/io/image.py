@@ -115,9 +115,13 @@ class Header:
         more, as with other units, they count.
         """
         found = self.grid.spacing
-        stored = () if self.nifti is None else self.nifti.pixdim[1:4]
+        stored: tuple[float, ...] = ()
+        if self.nifti is not None:
+            stored = tuple(float(np.float32(value)) for value in self.nifti.pixdim[1:4])
+        elif self.itk is not None:
+            stored = self.itk.spacing[:3]
         said = tuple(
-            float(np.float32(value)) if abs(value / length - 1) < _ROUNDING else length
+            value if abs(value / length - 1) < _ROUNDING else length
             for value, length in zip(stored, found, strict=False)
         )
         i, j, k = (*said, *found[len(said) :])

@@ -142,6 +142,8 @@ def resize_label_map(
     """
     how, shape = semantics.resample_labels, record.shape_network
     if how.method == "none":
+        if labels.shape != shape:
+            raise ValueError(f"labels of shape {labels.shape} are not resampled to {shape}")
         return labels
     order = 1 if how.method == "interpolate" else how.order
     if order == 3:
@@ -187,16 +189,12 @@ class _Steps:
         """Return the image (C, *shape_network)."""
         how, shape = self.semantics.resample_image, self.record.shape_network
         separate = self.separate(how)
-        if self.is_exact:
+        order = 1 if how.method == "interpolate" else how.order
+        if self.is_exact or order == 0 or how.method == "none":
             return resize_literal(
                 image, shape, order=how.order, separate=separate, method=how.method
             )
-        order = 1 if how.method == "interpolate" else how.order
-        if order == 0:
-            raise ValueError("images are resampled with order 1 or 3, got 0")
-        return (
-            image if how.method == "none" else resize(image, shape, order=order, separate=separate)
-        )
+        return resize(image, shape, order=order, separate=separate)
 
     def resize_labels(
         self, labels: Segmentation, outside: NDArray[np.bool_]

@@ -149,7 +149,9 @@ def _interpolated(
     across = shape[:separate] + shape[separate + 1 :]
     slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, separate + 1, 1)))
     if slices.shape[2:] != across:
-        slices = functional.interpolate(slices, across, mode="bilinear")
+        whole = slices.flatten(0, 1)[None]  # torch rounds by the number of channels
+        resized = functional.interpolate(whole, across, mode="bilinear")
+        slices = resized.view(*slices.shape[:2], *across)
     back = slices.movedim(1, separate + 1)
     if back.shape[1:] != shape:
         back = functional.interpolate(back[None], shape, mode="nearest-exact")[0]

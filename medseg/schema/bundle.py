@@ -62,7 +62,7 @@ class Semantics(Schema):
     resample_labels: Resampling = Field(default_factory=Resampling)
     """For label maps: the mask of the imaged region, and what the stage before found."""
     resample_result: Resampling = Field(default_factory=Resampling)
-    """For what is averaged, on the way back to the image's grid."""
+    """For what is averaged, on the way back to the image's grid; linear but in exact mode."""
     separate_by: Literal["network", "image"] = "network"
     """Which grid tells first, on the way back, whether an axis is treated alone. `image`: where
     only the network's grid tells, the number of its axis is taken for one of the stored image, in

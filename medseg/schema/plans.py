@@ -21,9 +21,7 @@ from medseg.errors import PlanError, near_names
 from medseg.schema.base import FORMAT_VERSION, Schema, read, write
 from medseg.schema.fingerprint import IntensityStatistics
 
-Normalization = Literal[
-    "zscore", "ct", "ct_case", "quantitative", "none", "rescale_0_1", "rgb_0_1"
-]
+Normalization = Literal["zscore", "ct", "ct_case", "quantitative", "none", "rescale_0_1", "rgb_0_1"]
 KINDS = ("plain_unet", "residual_unet", "mednext_s", "mednext_b", "mednext_m", "mednext_l")
 """Kinds of network that come along."""
 Count = Annotated[int, Field(ge=1)]

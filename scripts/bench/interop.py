@@ -3,7 +3,7 @@
 
     python scripts/bench/interop.py --fixtures DIR [DIR ...] [--output FILE]
     python scripts/bench/interop.py --dataset HIPPOCAMPUS --peer-python PY [--work DIR]
-        [--rounds 3] [--cases 60] [--steps 60] [--threads 2] [--output FILE]
+        [--pretrained BUNDLE] [--rounds 3] [--cases 60] [--steps 60] [--threads 2] [--output FILE]
 
 Fixtures: each sub-folder of DIR holds a model (of version 1 or 2, anywhere in it), in/ with the
 channels of one case, out/ with what the original predicted on a CPU (case.nii.gz; resampled.npy,
@@ -12,9 +12,11 @@ scripts/bench/interop_v1_fixtures.py writes such folders. Judged: in exact mode 
 difference of a probability and the labels, by default the share of labels that differ.
 
 Against nnU-Net: a model that its own trainer trained for --steps steps (nnunet_predict.py) is
-imported; both sides segment the same images by their own commands, in turn, with mirroring and
-without, from the start of the process to its end. Judged: Dice of the two label maps of each case
-(mean over labels), by default and with --exact, and how many times faster medseg is.
+imported; so few find something only if they go on from a trained model, --pretrained, which medseg
+exports for nnU-Net; both sides segment the same images by their own commands, in turn, with
+mirroring and without, from the start of the process to its end. Judged: Dice of the two label maps
+of each case (mean over labels), by default and with --exact, how many times faster medseg is, and
+that the model finds something in every case.
 
 Each limit is judged on a line that begins with "met" or "short"; exit status 0 if all are met, 1 if
 not.
@@ -32,11 +34,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from costs import Spent, bind, keep
+from costs import Spent, bind, keep, measured
 from numpy.typing import NDArray
 from peer import MEDSEG, judge, run
 from predict import MIN_SPEED, WORDS, _ours, _peer_model, _theirs, link_images
-from predict_alone import case_dice, emptied
+from predict_alone import case_dice, emptied, mean_dice
 
 import medseg
 from medseg.api.importing import import_nnunet, list_nnunet
@@ -76,6 +78,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, help="Hippocampus, as the Decathlon has it.")
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--peer-model", type=Path, help="nnU-Net's model folder, fold 0.")
+    parser.add_argument(
+        "--pretrained", type=Path, help="Bundle whose weights training goes on from."
+    )
     parser.add_argument("--peer-workers", type=int, default=3, help="Its -npp and -nps.")
     parser.add_argument("--work", type=Path, help="Kept; what is in it is not made again.")
     parser.add_argument("--rounds", type=int, default=3)
@@ -147,7 +152,7 @@ def _largest_difference(folder: Path, found: medseg.Result) -> float:
 
 def _trained(options: argparse.Namespace, root: Path) -> tuple[Figures, dict[str, bool]]:
     """Compare an imported model with the original, both at work on the same images."""
-    theirs = options.peer_model or _peer_model(options, root)
+    theirs = options.peer_model or _made(options, root)
     bundle = emptied(root / "imported")
     shutil.rmtree(bundle)
     run([*MEDSEG, "import", "nnunet", theirs, "-o", bundle, "--folds", "0"])
@@ -168,6 +173,13 @@ def _trained(options: argparse.Namespace, root: Path) -> tuple[Figures, dict[str
             f"at least {MIN_SPEED[tta]:g} wanted",
             is_met=slow / fast >= MIN_SPEED[tta],
         )
+        figures[tta]["truth"] = mean_dice(images, root / "predicted_nnU-Net")
+        empty = [case for case in images if not _labels(_theirs_of(root, case)).any()]
+        verdicts[f"finds {tta}"] = judge(
+            f"{words}: nnU-Net finds something in {len(images) - len(empty)} of {len(images)} "
+            f"cases, mean Dice to the reference {figures[tta]['truth']:.4f}",
+            is_met=not empty,
+        )
         verdicts[f"dice {tta}"] = _judged(f"{words}, default", figures[tta]["dice"])
         output = emptied(root / "predicted_medseg")
         command = [*MEDSEG, "predict", "-i", root / "images", "-o", output, "-m", bundle]
@@ -177,14 +189,34 @@ def _trained(options: argparse.Namespace, root: Path) -> tuple[Figures, dict[str
     return figures, verdicts
 
 
+def _made(options: argparse.Namespace, root: Path) -> Path:
+    """Return a model folder of nnU-Net's trainer; what is there is used again."""
+    if options.pretrained is None:
+        return _peer_model(options, root)
+    told = root / f"peer_model_from_{options.steps}.txt"
+    if not told.is_file():
+        export = root / "pretrained"
+        run([*MEDSEG, "export", options.pretrained, "--format", "nnunet", "-o", export])
+        script = Path(__file__).with_name("nnunet_predict.py")
+        checkpoint = next(export.glob("fold_*/checkpoint_final.pth"))
+        command = [options.peer_python, script, "train", options.dataset, "--work", root / "peer"]
+        command += ["--steps", str(options.steps), "--pretrained", checkpoint, "--output", told]
+        measured(command, log=root / "nnunet_train.log")
+    return Path(told.read_text())
+
+
 def _agreement(root: Path, images: dict[str, Path]) -> dict[str, float]:
     """Return the Dice of both sides' label maps of each case."""
     return {
         case: case_dice(
-            *(_labels(root / f"predicted_{side}/{case}.nii.gz") for side in ("medseg", "nnU-Net"))
+            _labels(root / f"predicted_medseg/{case}.nii.gz"), _labels(_theirs_of(root, case))
         )
         for case in images
     }
+
+
+def _theirs_of(root: Path, case: str) -> Path:
+    return root / f"predicted_nnU-Net/{case}.nii.gz"
 
 
 def _labels(path: Path) -> NDArray[Any]:

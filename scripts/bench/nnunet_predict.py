@@ -4,16 +4,16 @@
 It runs in the peer's environment (`pip install torch==2.13.0 nnunetv2==2.8.1`), not in medseg's:
 
     PEER_PYTHON scripts/bench/nnunet_predict.py train HIPPOCAMPUS --work DIR --steps 60 \\
-        --output FILE
+        [--pretrained CHECKPOINT] --output FILE
     PEER_PYTHON scripts/bench/nnunet_predict.py predict -i IN -o OUT -m MODEL -f 0 -device cpu
     PEER_PYTHON scripts/bench/nnunet_predict.py export TASK.json
 
 `train` writes a model folder as its trainer does, after a few steps of fold 0 with a learning rate
-that falls to 0 over them; FILE then says where it is. `predict` is its command
-`nnUNetv2_predict_from_modelfolder` with all its options, told of the cores it may use alone (it
-takes a thread for each of the machine's). `export` times
-`convert_predicted_logits_to_segmentation_with_correct_shape` on the logits of a file and writes the
-segmentation; TASK.json is what export.py wrote.
+that falls to 0 over them, from other weights if given (of such a network or a narrower one); FILE
+then says where it is. `predict` is its command `nnUNetv2_predict_from_modelfolder` with all its
+options, told of the cores it may use alone (it takes a thread for each of the machine's). `export`
+times `convert_predicted_logits_to_segmentation_with_correct_shape` on the logits of a file and
+writes the segmentation; TASK.json is what export.py wrote.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def train(arguments: list[str]) -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--pretrained", type=Path, help="Checkpoint of such a network.")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     peer = Peer(Path(sys.executable), options.work)
@@ -61,6 +62,8 @@ def train(arguments: list[str]) -> None:
     told = argparse.Namespace(threads=cores, device="cpu", seed=0, fold="0")
     num_epochs = max(1, options.steps // EPOCH)
     trainer = new_trainer(peer, told, num_epochs)
+    if options.pretrained is not None:
+        _take_over(trainer.network, options.pretrained)
     trainer.on_train_start()
     while trainer.current_epoch < num_epochs:
         loss = train_epoch(trainer, min(EPOCH, options.steps))
@@ -68,6 +71,33 @@ def train(arguments: list[str]) -> None:
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     finish_loaders(trainer)
     options.output.write_text(trainer.output_folder_base)
+
+
+def _take_over(network: Any, path: Path) -> None:
+    """Let the first channels of every layer be those of a stored network; others do not disturb."""
+    import torch
+
+    stored = torch.load(path, weights_only=True)["network_weights"]
+    with torch.no_grad():
+        for name, own in network.state_dict().items():
+            given = stored[name]
+            if given.shape == own.shape:
+                own.copy_(given)
+                continue
+            outputs, is_up = len(given), ".transpconvs." in name and given.ndim > 1
+            if given.ndim == 1:
+                own[:outputs] = given
+                continue
+            halves = 2 if name.startswith("decoder.stages.") and ".convs.0." in name else 1
+            inputs, narrow = own.shape[1] // halves, given.shape[1] // halves
+            if is_up:  # (inputs, outputs, ...)
+                own[:, :narrow] = 0
+                own[:outputs, :narrow] = given
+                continue
+            own[:outputs] = 0
+            for half in range(halves):
+                part = given[:, half * narrow : (half + 1) * narrow]
+                own[:outputs, half * inputs : half * inputs + narrow] = part
 
 
 def predict(arguments: list[str]) -> None:

@@ -293,7 +293,6 @@ def test_steps_are_counted_over_all_tiles_and_folds():
     assert told == [(number, count) for number in range(1, count + 1)]
 
 
-@pytest.mark.xfail(strict=True, reason="it is asked after a tile, not before")
 def test_nothing_more_is_computed_once_somebody_asked_to_stop():
     network = Constant(0.0)
     with pytest.raises(StoppedError):
