@@ -17,7 +17,7 @@ LAYERS = {
     1: ("schema", "geometry", "values", "execute"),
     2: ("labels", "crop", "resample", "io", "models", "losses", "augment", "metrics", "mr"),
     3: ("data",),
-    4: ("preprocess", "plan", "check"),
+    4: ("preprocess", "plan", "check", "bundles"),
     5: ("infer", "interop"),
     6: ("evaluate", "train"),
     7: ("report",),

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 
 from medseg.api.run_folder import read_split
+from medseg.bundles.bundle import Bundle, find_bundle, read_bundle, weights_name
 from medseg.data.label_file import LabelFile, open_labels, write_labels
 from medseg.data.splits import Split, propose_splits
 from medseg.data.store import CaseStore, digest
 from medseg.errors import BundleError, DatasetError, PlanError, case_context
 from medseg.execute.progress import progress_bar
 from medseg.execute.resources import free_memory_bytes
-from medseg.infer.bundle import Bundle, find_bundle, read_bundle, weights_name
-from medseg.infer.export import Held, Part, indices_for_next_stage
-from medseg.infer.model import Model, load
+from medseg.infer.export import indices_for_next_stage
+from medseg.infer.loading import load
+from medseg.infer.model import Model
+from medseg.infer.parts import Held, Part
 from medseg.infer.result import Options
 from medseg.labels import LabelScheme
 from medseg.preprocess.keys import entry_key, index_mark

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg.api.download import Paths, checksum_problem, download, file_checksum
+from medseg.bundles.files import MANIFEST
 from medseg.data.workspace import DEFAULT_WORKSPACE, DOWNLOADS, FETCHED
 from medseg.errors import BundleError, ConfigError, near_names
-from medseg.infer.bundle_files import MANIFEST
 from medseg.schema.base import read
 from medseg.schema.catalogue import Catalogue, CatalogueEntry
 

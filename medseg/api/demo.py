@@ -14,7 +14,7 @@ from medseg.demo import DATASET_NAME, write_demo_dataset
 from medseg.errors import ConfigError
 from medseg.execute.progress import progress_bar
 from medseg.infer.folder import predict_folder
-from medseg.infer.model import load
+from medseg.infer.loading import load
 from medseg.report.pictures import draw_case
 from medseg.schema.base import write_text
 from medseg.schema.metrics import Metrics

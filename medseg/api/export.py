@@ -13,7 +13,7 @@ from medseg.errors import BundleError, ConfigError, near_names
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from medseg.infer.bundle import Bundle
+    from medseg.bundles.bundle import Bundle
     from medseg.interop.nnunet.foreign import ForeignModel
     from medseg.interop.nnunet.write import ExportedFolder
     from medseg.schema.exported import ExportedModel
@@ -72,7 +72,7 @@ def _export_onnx(
     checkpoint: str,
     trust_code: bool,
 ) -> ExportedModel:
-    from medseg.infer.bundle import check_supported, read_bundle
+    from medseg.bundles.bundle import check_supported, read_bundle
     from medseg.interop.description import describe
     from medseg.interop.onnx import OPSET, PACKAGES, require_packages, require_place, write_onnx
     from medseg.labels import LabelScheme
@@ -147,7 +147,7 @@ def _export_nnunet(
     checkpoint: str,
     trust_code: bool,
 ) -> ExportedFolder:
-    from medseg.infer.bundle import check_supported, read_bundle
+    from medseg.bundles.bundle import check_supported, read_bundle
     from medseg.interop.nnunet.write import require_place, write_v2
 
     require_place(output)

@@ -10,8 +10,8 @@ from typing import Any
 
 from medseg.api.importing import is_nnunet
 from medseg.api.models import resolve
+from medseg.bundles.bundle import MANIFEST, Bundle, find_bundle, read_bundle
 from medseg.errors import BundleError, PlanError
-from medseg.infer.bundle import MANIFEST, Bundle, find_bundle, read_bundle
 from medseg.interop.nnunet.v2_dataset import DatasetFile
 from medseg.interop.nnunet.v2_files import ORIENTATIONS, PlansFile
 from medseg.interop.nnunet.v2_plans import (

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from medseg.bundles.bundle import MANIFEST, Bundle, write_bundle
+from medseg.bundles.members import Composite, write_chain
 from medseg.errors import BundleError
-from medseg.infer.bundle import MANIFEST, Bundle, write_bundle
-from medseg.infer.members import Composite, write_chain
 from medseg.interop.nnunet.foreign import ForeignModel, Weights
 from medseg.interop.nnunet.found import (
     Found,

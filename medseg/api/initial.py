@@ -7,8 +7,8 @@ import logging
 from medseg.api.fold_run import FoldRun
 from medseg.api.models import resolve
 from medseg.api.run_folder import FoldRecord
+from medseg.bundles.bundle import Bundle, read_bundle
 from medseg.errors import BundleError
-from medseg.infer.bundle import Bundle, read_bundle
 from medseg.labels import LabelScheme
 from medseg.models.adapt import Meaning, Takeover, take_over
 from medseg.models.weights import load_weights

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medseg.bundles.bundle import MANIFEST, find_bundle
 from medseg.data.workspace import DEFAULT_WORKSPACE, FETCHED, IMPORTED
 from medseg.errors import BundleError, near_names
-from medseg.infer.bundle import MANIFEST, find_bundle
 
 if TYPE_CHECKING:
     from medseg.infer.model import Model
@@ -52,7 +52,7 @@ def load(  # noqa: PLR0913 - all but the path by keyword
             it needs code that is not trusted, or models do not go together.
         ConfigError: If an option is out of range.
     """
-    from medseg.infer.model import load as load_bundles
+    from medseg.infer.loading import load as load_bundles
 
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     return load_bundles(

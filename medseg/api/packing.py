@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from medseg.api.models import resolve
+from medseg.bundles.files import MANIFEST, MEMBERS, written_whole
+from medseg.bundles.members import read_any
+from medseg.bundles.tree import all_files, listed_in, member_names
 from medseg.data.workspace import DEFAULT_WORKSPACE
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.bundle_files import MANIFEST, MEMBERS, written_whole
-from medseg.infer.bundle_tree import all_files, listed_in, member_names
-from medseg.infer.members import read_any
 from medseg.io.archive import Archive
 from medseg.io.space import full_disk_named, require_space
 

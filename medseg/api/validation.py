@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg.api.cascade import previous_bundle
 from medseg.api.fold_run import FoldRun, fold_names, trained_weights
+from medseg.bundles.bundle import write_bundle
 from medseg.check.files import content_hash
 from medseg.data.case import case_paths
 from medseg.data.facts import summarise
@@ -18,8 +19,8 @@ from medseg.evaluate.cases import evaluate_pairs
 from medseg.evaluate.pairs import Pair
 from medseg.execute.progress import progress_bar
 from medseg.execute.turns import one_at_a_time
-from medseg.infer.bundle import write_bundle
-from medseg.infer.model import Model, load
+from medseg.infer.loading import load
+from medseg.infer.model import Model
 from medseg.infer.result import CaseError, Tta
 from medseg.io.read import split_ending
 from medseg.io.write import output_ending

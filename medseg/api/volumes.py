@@ -11,9 +11,9 @@ from medseg.api.fold_run import FoldRun
 from medseg.api.run_folder import FoldRecord
 from medseg.api.saver import Saver
 from medseg.api.validation import bundle_semantics, predict_validation, training_cases
+from medseg.bundles.bundle import write_bundle
 from medseg.evaluate.cases import evaluate_pairs
-from medseg.infer.bundle import write_bundle
-from medseg.infer.model import load
+from medseg.infer.loading import load
 from medseg.train.loop import FullDice
 from medseg.train.trainer import Trainer
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from medseg.bundles.bundle import MANIFEST
 from medseg.errors import ConfigError, DatasetError
-from medseg.infer.bundle import MANIFEST
 from medseg.infer.inputs import Cases, refusal
 from medseg.infer.jobs import Prepared
 from medseg.infer.model import Model, error_words

@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medseg.bundles.bundle import Bundle
+from medseg.bundles.files import MANIFEST
+from medseg.bundles.members import AnyBundle, Composite
 from medseg.errors import BundleError, ConfigError
 from medseg.execute.resources import resident_bytes
 from medseg.geometry import SpatialRecord
-from medseg.infer.bundle import Bundle
-from medseg.infer.bundle_files import MANIFEST
 from medseg.infer.chain_grid import Values, grid_of, merge, record_of, to_chain_grid, to_image
 from medseg.infer.export import Reduced
 from medseg.infer.jobs import Computed, Job, Prepared
 from medseg.infer.maps import NO_MAPS
 from medseg.infer.member import Member, Ready
-from medseg.infer.members import AnyBundle, Composite
 from medseg.infer.memory import Limits
 from medseg.infer.model import Model
 from medseg.infer.postprocess import apply as apply_postprocessing

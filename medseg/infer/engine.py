@@ -16,11 +16,12 @@ from medseg.errors import MedsegError
 from medseg.execute.resources import free_memory_bytes, resident_bytes
 from medseg.geometry import SpatialRecord
 from medseg.infer.exact import on_image_grid
-from medseg.infer.export import Part, Reduced, reduce_parts
+from medseg.infer.export import Reduced, reduce_parts
 from medseg.infer.jobs import Prepared
 from medseg.infer.maps import Maps
 from medseg.infer.member import Member, Ready, Task
 from medseg.infer.memory import FREE_SHARE, Arrangement, Export, Limits, arrange
+from medseg.infer.parts import Part
 from medseg.infer.predictor import not_finite
 from medseg.infer.result import Options
 from medseg.infer.rows import (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from medseg.infer.export import Held, Part, result_axis
+from medseg.infer.parts import Held, Part, result_axis
 from medseg.infer.rows import NotFiniteError, Progress, StoppedError, Volume, tile_boxes
 from medseg.infer.runner import Runner, disagreement, evaluating
 from medseg.infer.tiles import importance

@@ -6,21 +6,22 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from medseg.bundles.bundle import Bundle
 from medseg.crop import crop
 from medseg.errors import BundleError, ConfigError
 from medseg.geometry import SpatialRecord, orient
-from medseg.infer.bundle import Bundle
 from medseg.infer.exact import exact_values, on_image_grid
-from medseg.infer.export import Held, Part, indices_for_next_stage, reduce_parts
-from medseg.infer.export import Source as Logits
+from medseg.infer.export import indices_for_next_stage, reduce_parts
 from medseg.infer.memory import Request, features_of
+from medseg.infer.parts import Held, Part
+from medseg.infer.parts import Source as Logits
 from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.result import Options
 from medseg.infer.rows import Layout, LogitRows, Progress, Volume, tile_boxes
@@ -28,9 +29,7 @@ from medseg.infer.runner import Runner, evaluating, make_runner, mirror_subsets
 from medseg.infer.source import Source
 from medseg.infer.tiles import num_tiles, padding
 from medseg.labels import LabelScheme
-from medseg.models.build import build_network
 from medseg.models.precision import autocast_dtype
-from medseg.models.weights import load_into, load_weights
 from medseg.preprocess.pipeline import network_spacing, preprocess_case, resize_label_map
 from medseg.resample import new_shape, separate_axis
 from medseg.schema.bundle import Semantics
@@ -70,16 +69,6 @@ class Task:
     """Autocast type."""
     progress: Progress | None = None
     should_stop: Callable[[], bool] = lambda: False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    """How the networks of a bundle, and of the stage before, are brought into memory."""
-
-    folds: tuple[str, ...]
-    device: torch.device
-    mode: Literal["default", "exact"]
-    trust_code: bool
 
 
 class Member:
@@ -441,80 +430,7 @@ class Member:
         return 4 if configuration.num_dimensions == 2 else 1
 
 
-def load_member(bundle: Bundle, how: Loading, checkpoint: str) -> Member:
-    """Bring a bundle into memory, with the stage before.
-
-    Args:
-        bundle: Verified.
-        how: Folds and device.
-        checkpoint: "final" or "best"; the stage before is always its "final" weights.
-
-    Raises:
-        BundleError: If weights are missing or do not fit, or need code that is not trusted.
-    """
-    previous = None if bundle.previous is None else load_member(bundle.previous, how, "final")
-    networks = [_network(bundle, fold, checkpoint, how) for fold in how.folds]
-    return Member(
-        bundle,
-        networks,
-        folds=how.folds,
-        device=how.device,
-        is_exact=how.mode == "exact",
-        previous=previous,
-    )
-
-
-def _network(bundle: Bundle, fold: str, checkpoint: str, how: Loading) -> nn.Module:
-    path = bundle.weights(fold, checkpoint)
-    configuration, labels = bundle.configuration, LabelScheme.from_spec(bundle.spec)
-    try:
-        network = build_network(
-            configuration.architecture,
-            num_inputs=len(bundle.spec.channels) + labels.num_previous(configuration),
-            num_logits=labels.num_logits,
-            patch_size=configuration.patch_size,
-            norm="instance" if how.mode == "exact" else "auto",
-            generator=torch.Generator(),  # leaves the caller's random state alone
-            trust_code=how.trust_code,
-        )
-    except BundleError as error:
-        raise BundleError(f"{bundle.folder}: {error}") from None
-    load_into(network, load_weights(path), str(path))
-    network = network.requires_grad_(False).eval().to(how.device)
-    return network if how.mode == "exact" else network.use_channels_last()
-
-
 def _as_tensor(indices: NDArray[np.unsignedinteger[Any]]) -> torch.Tensor:
     """Return label indices in a type that every device computes with."""
     is_small = indices.dtype == np.uint8
     return torch.from_numpy(np.ascontiguousarray(indices, None if is_small else np.int32))
-
-
-def same_kind(members: Sequence[Member]) -> None:
-    """Check that members take the same images and give the same labels.
-
-    Raises:
-        BundleError: With everything that differs.
-    """
-    lead, problems = members[0], []
-    for other in members[1:]:
-        pairs = {
-            "channels": (lead.bundle.spec.channels, other.bundle.spec.channels),
-            "labels": (lead.bundle.spec.labels, other.bundle.spec.labels),
-            "regions_class_order": (
-                lead.bundle.spec.regions_class_order,
-                other.bundle.spec.regions_class_order,
-            ),
-        }
-        problems += [
-            f"  {other.bundle.folder}: {what} is {found}, expected {expected}"
-            for what, (expected, found) in pairs.items()
-            if expected != found
-        ]
-    if problems:
-        raise BundleError(
-            "\n".join(
-                [f"models that are averaged must agree with the first, {lead.bundle.folder}:",
-                 *problems, "Leave these out, or predict with each on its own."]
-            )
-        )  # fmt: skip

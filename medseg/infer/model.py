@@ -9,24 +9,24 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medseg.errors import ConfigError, DatasetError, MedsegError, case_context
+from medseg.bundles.bundle import MANIFEST
+from medseg.bundles.members import AnyBundle
+from medseg.errors import BundleError, ConfigError, DatasetError, MedsegError, case_context
 from medseg.execute.resources import free_memory_bytes, resident_bytes
-from medseg.execute.sizes import read_size, size_words
+from medseg.execute.sizes import size_words
 from medseg.geometry import SpatialRecord
 from medseg.infer import pipeline
-from medseg.infer.bundle import MANIFEST, Bundle, check_supported, find_bundle
 from medseg.infer.engine import Engine, Work
 from medseg.infer.export import volumes_ml
 from medseg.infer.jobs import Computed, Job, Prepared
 from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps
-from medseg.infer.member import Loading, Member, load_member, same_kind
-from medseg.infer.members import AnyBundle, Composite, read_any
+from medseg.infer.member import Member
 from medseg.infer.memory import FREE_SHARE, Limits
 from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
@@ -39,7 +39,6 @@ from medseg.infer.source import (
     read_case,
     read_label_map,
 )
-from medseg.models.precision import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -47,76 +46,6 @@ T = TypeVar("T")
 
 _AHEAD = 0.1
 """Under a memory limit, images are read ahead while they are smaller than this part of it."""
-
-
-def load(  # noqa: PLR0913 - all but the path by keyword
-    path: str | Path | Sequence[str | Path],
-    *,
-    device: str = "auto",
-    mode: Literal["default", "exact"] = "default",
-    folds: Sequence[str | int] | str | int | None = None,
-    checkpoint: str = "final",
-    weights: Sequence[float] | None = None,
-    max_memory: str | int | None = None,
-    max_vram: str | int | None = None,
-    trust_code: bool = False,
-) -> Model:
-    """Load a bundle, or several whose probabilities are averaged, and keep all in memory.
-
-    The first stage of a cascade is loaded with the same folds, and is always its "final" weights,
-    on whose findings the second stage was trained.
-
-    Args:
-        path: Bundle or run folder, or several.
-        device: "auto", "cpu", "cuda:N" or "mps".
-        mode: "exact" computes as the references do, see `infer.exact`.
-        folds: Folds to average (0, "fold_0", "all" ...); None takes all a bundle has.
-        checkpoint: "final" or "best".
-        weights: Share of each of several bundles; None: equal ones.
-        max_memory: Memory the process may take, such as "4GB"; None: what is free.
-        max_vram: Memory of the GPU that may be taken; None: what is free.
-        trust_code: Import a network given as "package.module:Name", which runs that code.
-
-    Raises:
-        BundleError: If there is no bundle, it is damaged, it lacks the weights asked for, it
-            needs code that is not trusted, or bundles do not go together.
-        ConfigError: If an option is out of range.
-    """
-    if mode not in ("default", "exact"):
-        raise ConfigError(f"mode is {mode!r}; expected one of: default, exact.")
-    limits = Limits(
-        memory_bytes=None if max_memory is None else read_size(max_memory, "max_memory"),
-        vram_bytes=None if max_vram is None else read_size(max_vram, "max_vram"),
-    )
-    paths = [path] if isinstance(path, (str, Path)) else list(path)
-    folds = [folds] if isinstance(folds, (str, int)) else folds
-    if not paths:
-        raise ConfigError("no model was given; expected the path of a bundle or run.")
-    target = pick_device(device)
-
-    def member(bundle: Bundle) -> Member:
-        check_supported(bundle)
-        chosen = bundle.select_folds(folds)
-        how = Loading(folds=chosen, device=target, mode=mode, trust_code=trust_code)
-        return load_member(bundle, how, checkpoint)
-
-    bundles = [read_any(find_bundle(Path(entry))) for entry in paths]
-    if len(bundles) == 1 and weights is None and isinstance(bundles[0], Composite):
-        from medseg.infer.chain import load_composite  # it is built upon Model
-
-        return load_composite(bundles[0], member, limits=limits, checkpoint=checkpoint)
-    members = [member(_single(bundle)) for bundle in bundles]
-    return Model(members, weights=weights, limits=limits, checkpoint=checkpoint)
-
-
-def _single(bundle: AnyBundle) -> Bundle:
-    """Return a bundle of one model; one made of bundles stands alone, with its own weights."""
-    if isinstance(bundle, Composite):
-        raise ConfigError(
-            f"{bundle.folder}: is made of several models (kind {bundle.manifest.kind!r}), and "
-            "cannot be averaged with others or given weights. Load it alone."
-        )
-    return bundle
 
 
 class Model:
@@ -510,3 +439,33 @@ def _shares(weights: Sequence[float] | None, number: int) -> tuple[float, ...]:
 def error_words(error: Exception) -> str:
     """Return what went wrong with a case, for a table."""
     return str(error) if isinstance(error, MedsegError) else f"{type(error).__name__}: {error}"
+
+
+def same_kind(members: Sequence[Member]) -> None:
+    """Check that members take the same images and give the same labels.
+
+    Raises:
+        BundleError: With everything that differs.
+    """
+    lead, problems = members[0], []
+    for other in members[1:]:
+        pairs = {
+            "channels": (lead.bundle.spec.channels, other.bundle.spec.channels),
+            "labels": (lead.bundle.spec.labels, other.bundle.spec.labels),
+            "regions_class_order": (
+                lead.bundle.spec.regions_class_order,
+                other.bundle.spec.regions_class_order,
+            ),
+        }
+        problems += [
+            f"  {other.bundle.folder}: {what} is {found}, expected {expected}"
+            for what, (expected, found) in pairs.items()
+            if expected != found
+        ]
+    if problems:
+        raise BundleError(
+            "\n".join(
+                [f"models that are averaged must agree with the first, {lead.bundle.folder}:",
+                 *problems, "Leave these out, or predict with each on its own."]
+            )
+        )  # fmt: skip

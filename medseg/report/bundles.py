@@ -9,11 +9,11 @@ from pathlib import Path
 
 import safetensors
 
+from medseg.bundles.bundle import Bundle
+from medseg.bundles.files import MANIFEST
+from medseg.bundles.members import AnyBundle, Composite, read_any
+from medseg.bundles.tree import all_files
 from medseg.execute.sizes import size_words
-from medseg.infer.bundle import Bundle
-from medseg.infer.bundle_files import MANIFEST
-from medseg.infer.bundle_tree import all_files
-from medseg.infer.members import AnyBundle, Composite, read_any
 from medseg.labels import LabelScheme
 from medseg.report.plans import configuration_rows, wrapped
 from medseg.report.text import WIDTH

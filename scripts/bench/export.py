@@ -321,7 +321,7 @@ def write_random_bundle(folder: Path, *, patch: int, num_classes: int) -> None:
     """Write a bundle with random weights, always the same ones."""
     import torch
 
-    from medseg.infer.bundle import write_bundle
+    from medseg.bundles.bundle import write_bundle
     from medseg.models.build import build_network
     from medseg.schema.bundle import Semantics
     from medseg.schema.dataset import DatasetSpec

@@ -17,15 +17,16 @@ from medseg.api import prepare
 from medseg.api.cascade import ensure_previous_stage, previous_bundle, previous_segmentations
 from medseg.api.fold_run import FoldRun
 from medseg.api.lengths import RequestedLength
+from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.data.label_file import LabelFile
 from medseg.data.splits import SPLIT_FILE, Split, make_splits
 from medseg.data.store import CaseStore
 from medseg.data.workspace import DatasetFolder
 from medseg.errors import BundleError, DatasetError, PlanError
-from medseg.infer.bundle import read_bundle, write_bundle
-from medseg.infer.export import Held, Part, indices_for_next_stage
+from medseg.infer.export import indices_for_next_stage
+from medseg.infer.loading import load
 from medseg.infer.member import Member
-from medseg.infer.model import load
+from medseg.infer.parts import Held, Part
 from medseg.infer.result import Options
 from medseg.labels import LabelScheme
 from medseg.models.build import build_network

@@ -11,8 +11,8 @@ import pytest
 
 from medseg.api import catalogue as module
 from medseg.api.catalogue import fetch, find_model, matching, read_catalogue
+from medseg.bundles.bundle import read_bundle
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.bundle import read_bundle
 from medseg.schema.base import validate
 from medseg.schema.catalogue import MAY_BE_UNVERIFIED, Catalogue, CatalogueEntry, DownloadRecord
 

@@ -15,8 +15,8 @@ import torch
 import medseg
 from medseg.api.importing import import_nnunet, imported, list_nnunet
 from medseg.api.models import resolve
+from medseg.bundles.bundle import read_bundle
 from medseg.errors import BundleError
-from medseg.infer.bundle import read_bundle
 from medseg.models.weights import load_weights
 
 FIXTURES = Path(__file__).parents[3] / "shared/data/nnunet_models"

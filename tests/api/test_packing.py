@@ -14,9 +14,9 @@ import torch
 
 from medseg.api import packing
 from medseg.api.packing import opened_bundle, pack, unpack
+from medseg.bundles.bundle import read_bundle, write_bundle
+from medseg.bundles.members import write_chain
 from medseg.errors import BundleError, ConfigError, DatasetError
-from medseg.infer.bundle import read_bundle, write_bundle
-from medseg.infer.members import write_chain
 from medseg.schema.bundle import Chain, ChainPart, Semantics
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import IntensityStatistics

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from medseg.api import prepare
+from medseg.bundles.bundle import write_bundle
 from medseg.data.workspace import Workspace
 from medseg.errors import ConfigError, PlanError
-from medseg.infer.bundle import write_bundle
 from medseg.schema.base import read_json, write_json
 from medseg.schema.bundle import Semantics
 

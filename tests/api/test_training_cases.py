@@ -13,10 +13,10 @@ import medseg
 from medseg.api import survey
 from medseg.api.prepare import fingerprint, preprocess
 from medseg.api.validation import training_cases
+from medseg.bundles.bundle import read_bundle
 from medseg.data.case import load_case
 from medseg.data.facts import intensities, summarise
 from medseg.data.workspace import DatasetFolder, Workspace
-from medseg.infer.bundle import read_bundle
 from medseg.schema.base import read_json, write_json
 
 LABELS = {"background": 7, "whole": [-1, 3], "lesion": 3, "ignore": 9}

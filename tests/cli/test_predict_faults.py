@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.cli.main import run
 from medseg.errors import DatasetError
 from medseg.infer import pipeline
-from medseg.infer.bundle import read_bundle, write_bundle
-from medseg.infer.model import load
+from medseg.infer.loading import load
 from medseg.io import nifti
 from medseg.models.unet import UNet
 from medseg.models.weights import load_weights

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.cli.main import run
-from medseg.infer.bundle import read_bundle, write_bundle
 from medseg.infer.case_files import FileMaps
 from medseg.infer.folder import predict_folder
-from medseg.infer.model import load
+from medseg.infer.loading import load
 from medseg.schema.postprocessing import KeepLargest, Postprocessing
 from tests.cli.conftest import Ran
 from tests.infer.conftest import (

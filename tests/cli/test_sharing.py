@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medseg.infer.bundle import read_bundle, write_bundle
+from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.schema.bundle import Semantics
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import IntensityStatistics

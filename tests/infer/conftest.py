@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from medseg.infer.bundle import write_bundle
+from medseg.bundles.bundle import write_bundle
 from medseg.labels import LabelScheme
 from medseg.models.build import build_network
 from medseg.schema.bundle import Semantics

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from medseg.bundles.bundle import PREVIOUS, check_supported, read_bundle, write_bundle
 from medseg.errors import BundleError, ConfigError
 from medseg.geometry import SpatialRecord
-from medseg.infer.bundle import PREVIOUS, check_supported, read_bundle, write_bundle
-from medseg.infer.export import Held, Part, indices_for_next_stage
+from medseg.infer.export import indices_for_next_stage
+from medseg.infer.loading import load
 from medseg.infer.member import Member
-from medseg.infer.model import Model, load
+from medseg.infer.model import Model
+from medseg.infer.parts import Held, Part
 from medseg.infer.predictor import predict_logits
 from medseg.infer.result import CaseError
 from medseg.labels import LabelScheme

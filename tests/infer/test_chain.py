@@ -12,15 +12,14 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medseg.bundles.bundle import Bundle, check_supported, find_bundle, read_bundle
+from medseg.bundles.members import read_any, write_chain, write_ensemble
 from medseg.errors import BundleError, ConfigError, DatasetError
 from medseg.geometry import Grid
-from medseg.infer.bundle import Bundle, check_supported, find_bundle, read_bundle
 from medseg.infer.chain import load_composite
 from medseg.infer.chain_grid import grid_of, nearest_places, record_of
-from medseg.infer.member import Loading, load_member
-from medseg.infer.members import read_any, write_chain, write_ensemble
+from medseg.infer.loading import Loading, load, load_member
 from medseg.infer.memory import Limits
-from medseg.infer.model import load
 from medseg.schema.base import validate
 from medseg.schema.bundle import Chain, ChainPart
 from medseg.schema.dataset import DatasetSpec

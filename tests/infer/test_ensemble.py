@@ -9,8 +9,8 @@ import pytest
 
 from medseg.errors import BundleError, ConfigError
 from medseg.infer import export, memory
+from medseg.infer.loading import load
 from medseg.infer.maps import entropy
-from medseg.infer.model import load
 from medseg.schema.postprocessing import KeepLargest, Postprocessing
 
 REGIONS = {
@@ -200,7 +200,7 @@ class TestMaps:
 
 
 def test_stored_postprocessing_is_applied_with_a_switch(folders, make, tmp_path):
-    from medseg.infer.bundle import read_bundle, write_bundle
+    from medseg.bundles.bundle import read_bundle, write_bundle
 
     source = read_bundle(folders["coarse", "labels"])
     steps = (KeepLargest(structures=("left",), connectivity=1),)

@@ -13,7 +13,8 @@ from torch import nn
 
 from medseg.geometry import SpatialRecord
 from medseg.infer.exact import exact_values, on_image_grid
-from medseg.infer.export import Held, Part, reduce_parts
+from medseg.infer.export import reduce_parts
+from medseg.infer.parts import Held, Part
 from medseg.infer.predictor import predict_logits
 from medseg.infer.rows import NotFiniteError, StoppedError, Volume
 from medseg.infer.runner import make_runner

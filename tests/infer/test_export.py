@@ -10,13 +10,12 @@ from skimage.transform import resize as reference_resize
 from medseg.geometry import SpatialRecord
 from medseg.infer import export
 from medseg.infer.export import (
-    Held,
-    Part,
     probabilities_from_logits,
     reduce_parts,
     segmentation_from_logits,
     volumes_ml,
 )
+from medseg.infer.parts import Held, Part
 from medseg.infer.segment import segment_slab
 from medseg.labels import LabelScheme
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medseg.errors import ConfigError, DatasetError
 from medseg.infer.folder import predict_folder
-from medseg.infer.model import load
+from medseg.infer.loading import load
 
 SUMMARIES = ["summary.csv", "summary.json"]
 

@@ -14,20 +14,15 @@ from scipy import ndimage
 from skimage.transform import resize as skimage_resize
 from torch import nn
 
+from medseg.bundles.bundle import PREVIOUS, write_bundle
 from medseg.geometry import SpatialRecord
-from medseg.infer.bundle import PREVIOUS, write_bundle
 from medseg.infer.exact import on_image_grid
-from medseg.infer.export import (
-    Held,
-    Part,
-    indices_for_next_stage,
-    probabilities_from_logits,
-    reduce_parts,
-    result_axis,
-)
+from medseg.infer.export import indices_for_next_stage, probabilities_from_logits, reduce_parts
+from medseg.infer.loading import load
 from medseg.infer.maps import ArrayMaps
 from medseg.infer.member import Member
-from medseg.infer.model import Model, load
+from medseg.infer.model import Model
+from medseg.infer.parts import Held, Part, result_axis
 from medseg.infer.segment import decide, segment_slab
 from medseg.infer.source import read_case
 from medseg.labels import LabelScheme

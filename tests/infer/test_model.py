@@ -14,13 +14,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.errors import BundleError, ConfigError, DatasetError, GeometryError
 from medseg.geometry import orient
 from medseg.infer import engine as engine_module
 from medseg.infer import member as member_module
-from medseg.infer.bundle import read_bundle, write_bundle
 from medseg.infer.export import reduce_parts
-from medseg.infer.model import CaseError, Result, load
+from medseg.infer.loading import load
+from medseg.infer.model import CaseError, Result
 from medseg.infer.predictor import predict_logits
 from medseg.infer.source import case_name
 from medseg.models.build import build_network

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from medseg.infer.model import load
+from medseg.infer.loading import load
 
 
 def stored_ways(shape, affine):

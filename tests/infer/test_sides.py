@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.model import load
+from medseg.infer.loading import load
 from medseg.schema.plans import LeftRight
 
 LABELS = {"background": 0, "left": 40, "right": 7, "lesion": 300}

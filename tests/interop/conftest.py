@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from medseg.api.export import export
-from medseg.infer.bundle import write_bundle
+from medseg.bundles.bundle import write_bundle
 from medseg.interop import onnx as onnx_module
 from medseg.interop.nnunet.foreign import ForeignModel
 from medseg.labels import LabelScheme

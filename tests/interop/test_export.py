@@ -133,7 +133,7 @@ class TestRefused:
     def test_predictions_put_together_otherwise(
         self, make, tmp_path, semantics, orientation, match
     ):
-        from medseg.infer.bundle import read_bundle, write_bundle
+        from medseg.bundles.bundle import read_bundle, write_bundle
         from medseg.schema.bundle import Semantics
 
         source = read_bundle(make.bundle(tmp_path / "bundle"))
@@ -149,7 +149,7 @@ class TestRefused:
         self.refuse(BundleError, match, folder, tmp_path / "out")
 
     def test_cascade(self, make, tmp_path, monkeypatch):
-        from medseg.infer.bundle import write_bundle
+        from medseg.bundles.bundle import write_bundle
         from medseg.schema.bundle import Semantics
 
         plans = make.plans()
@@ -190,7 +190,7 @@ class TestCommand:
         assert "no weights for fold_4" in capsys.readouterr().err
 
     def test_stored_postprocessing_is_said_to_be_left_out(self, make, tmp_path, capsys):
-        from medseg.infer.bundle import read_bundle, write_bundle
+        from medseg.bundles.bundle import read_bundle, write_bundle
         from medseg.schema.postprocessing import KeepLargest, Postprocessing
 
         source = read_bundle(make.bundle(tmp_path / "bundle"))

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.infer.model import load
+from medseg.infer.loading import load
 from medseg.infer.tiles import importance, tile_starts
 from medseg.interop import runtime
 from medseg.interop.description import normalization_of

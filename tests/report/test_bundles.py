@@ -7,9 +7,9 @@ import hashlib
 import pytest
 import torch
 
+from medseg.bundles.bundle import write_bundle
+from medseg.bundles.members import write_chain, write_ensemble
 from medseg.errors import BundleError
-from medseg.infer.bundle import write_bundle
-from medseg.infer.members import write_chain, write_ensemble
 from medseg.report.bundles import format_bundle
 from medseg.schema.bundle import Chain, ChainPart, Resampling, Semantics
 from medseg.schema.dataset import DatasetSpec

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from medseg.api.export import export
+from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.cli.main import run
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.bundle import read_bundle, write_bundle
 from medseg.models.weights import load_weights
 from medseg.schema.bundle import Semantics
 from medseg.schema.training_cases import Spread, TrainingCases

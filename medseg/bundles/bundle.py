@@ -23,9 +23,8 @@ from pathlib import Path
 
 import torch
 
-from medseg.errors import BundleError, near_names
-from medseg.infer.bundle_files import MANIFEST as MANIFEST  # callers know it by this module
-from medseg.infer.bundle_files import (
+from medseg.bundles.files import MANIFEST as MANIFEST  # callers know it by this module
+from medseg.bundles.files import (
     MEMBERS,
     checksums,
     copy_bundle,
@@ -37,6 +36,7 @@ from medseg.infer.bundle_files import (
     verify,
     written_whole,
 )
+from medseg.errors import BundleError, near_names
 from medseg.labels import LabelScheme
 from medseg.models.weights import save_weights
 from medseg.schema.base import write

@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 
+from medseg.bundles.bundle import find_bundle, read_bundle, write_bundle
 from medseg.errors import BundleError, PlanError
-from medseg.infer.bundle import find_bundle, read_bundle, write_bundle
 from medseg.models.weights import load_weights
 from medseg.schema.bundle import Semantics
 from medseg.schema.postprocessing import Postprocessing, RemoveSmall

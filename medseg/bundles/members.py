@@ -18,9 +18,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medseg.errors import BundleError, ConfigError
-from medseg.infer.bundle import POSTPROCESSING, Bundle, read_bundle
-from medseg.infer.bundle_files import (
+from medseg.bundles.bundle import POSTPROCESSING, Bundle, read_bundle
+from medseg.bundles.files import (
     MANIFEST,
     MEMBERS,
     checksums,
@@ -32,6 +31,7 @@ from medseg.infer.bundle_files import (
     verify,
     written_whole,
 )
+from medseg.errors import BundleError, ConfigError
 from medseg.infer.postprocess import check as check_postprocessing
 from medseg.labels import LabelScheme
 from medseg.schema.base import write

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medseg.bundles.files import MANIFEST, MEMBERS
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.bundle_files import MANIFEST, MEMBERS
 from medseg.schema.base import read_json
 
 
