@@ -16,7 +16,7 @@ LAYERS = {
     0: ("errors",),
     1: ("schema", "geometry", "values", "execute"),
     2: ("labels", "crop", "resample", "io", "models", "losses", "augment", "metrics", "mr"),
-    3: ("data",),
+    3: ("data", "postprocess"),
     4: ("preprocess", "plan", "check", "bundles"),
     5: ("infer", "interop"),
     6: ("evaluate", "train"),

@@ -32,8 +32,8 @@ from medseg.bundles.files import (
     written_whole,
 )
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.postprocess import check as check_postprocessing
 from medseg.labels import LabelScheme
+from medseg.postprocess import check as check_postprocessing
 from medseg.schema.base import write
 from medseg.schema.bundle import Chain, ChainManifest, EnsembleManifest
 from medseg.schema.dataset import DatasetSpec

@@ -31,12 +31,12 @@ from medseg.infer.maps import NO_MAPS
 from medseg.infer.member import Member, Ready
 from medseg.infer.memory import Limits
 from medseg.infer.model import Model
-from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import image_flags
 from medseg.infer.result import Options, Result, Tta
 from medseg.infer.rows import Progress, StoppedError
 from medseg.infer.source import Source, read_case
 from medseg.labels import LabelScheme
+from medseg.postprocess import apply as apply_postprocessing
 from medseg.schema.bundle import ChainManifest, EnsembleManifest
 
 USUAL_STEP = 0.5

@@ -22,7 +22,6 @@ from medseg.infer.export import indices_for_next_stage, reduce_parts
 from medseg.infer.memory import Request, features_of
 from medseg.infer.parts import Held, Part
 from medseg.infer.parts import Source as Logits
-from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.result import Options
 from medseg.infer.rows import Layout, LogitRows, Progress, Volume, tile_boxes
 from medseg.infer.runner import Runner, evaluating, make_runner, mirror_subsets
@@ -30,6 +29,7 @@ from medseg.infer.source import Source
 from medseg.infer.tiles import num_tiles, padding
 from medseg.labels import LabelScheme
 from medseg.models.precision import autocast_dtype
+from medseg.postprocess import apply as apply_postprocessing
 from medseg.preprocess.pipeline import network_spacing, preprocess_case, resize_label_map
 from medseg.resample import new_shape, separate_axis
 from medseg.schema.bundle import Semantics

@@ -28,7 +28,6 @@ from medseg.infer.jobs import Computed, Job, Prepared
 from medseg.infer.maps import NO_MAPS, ArrayMaps, Maps
 from medseg.infer.member import Member
 from medseg.infer.memory import FREE_SHARE, Limits
-from medseg.infer.postprocess import apply as apply_postprocessing
 from medseg.infer.quality import disagreement_flags, image_flags, segmentation_flags
 from medseg.infer.result import MAPS, CaseError, Options, Result, Tta
 from medseg.infer.source import (
@@ -39,6 +38,7 @@ from medseg.infer.source import (
     read_case,
     read_label_map,
 )
+from medseg.postprocess import apply as apply_postprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import BundleError, ConfigError
-from medseg.infer.postprocess import apply, check
+from medseg.postprocess import apply, check
 from medseg.schema.base import read, validate, write
 from medseg.schema.postprocessing import FillHoles, KeepLargest, Postprocessing, RemoveSmall
 
