@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,13 @@ from medseg.interop.nnunet.v2_plans import (
     semantics_of,
 )
 from medseg.interop.nnunet.v2_values import checked, printable, read_foreign_json
+from medseg.schema.base import FILE_NAME
 from medseg.schema.bundle import Orientation, Semantics
 from medseg.schema.plans import Plans, read_plans
 
 _DATASET = "dataset.json"
 _NO_PLANS = (_DATASET, "dataset_fingerprint.json", "splits_final.json")
 """What else nnU-Net keeps in a folder of preprocessed data."""
-_NAME = re.compile(r"\w[\w.+-]*")
 _RULES = {
     "normalise_first": "whether normalisation or resampling comes first",
     "keeps_slices": "the spacing across slices",
@@ -70,7 +69,7 @@ def read_source(path: Path, workspace: Path) -> Source:
         )
     file = _plans_file(path)
     source = _of_model(read_bundle(resolve(path, workspace))) if file is None else _of_file(file)
-    wrong = [name for name in source.plans.configurations if not _NAME.fullmatch(name)]
+    wrong = [name for name in source.plans.configurations if not FILE_NAME.fullmatch(name)]
     if wrong:
         raise PlanError(
             f"{path}: configurations are called {', '.join(map(ascii, wrong))}; expected names "

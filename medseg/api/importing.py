@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from medseg.bundles.bundle import MANIFEST, Bundle, write_bundle
 from medseg.bundles.members import Composite, write_chain
-from medseg.errors import BundleError
+from medseg.errors import BundleError, ConfigError, near_names
 from medseg.interop.nnunet.foreign import ForeignModel, Weights
 from medseg.interop.nnunet.found import (
     Found,
@@ -27,10 +27,15 @@ from medseg.interop.nnunet.v1 import read_v1
 from medseg.interop.nnunet.v2 import read_v2
 from medseg.interop.totalsegmentator import Refused, Task, choose_task, read_tasks
 from medseg.io.archive import Archive
+from medseg.schema.base import read_json
+from medseg.schema.bundle import Semantics
 
 logger = logging.getLogger(__name__)
 
 LabelRule = Literal["argmax", "threshold"]
+IMPORT_VERSION = 1
+"""Raise when an import gives another bundle, so that a cache's old ones are not taken for it."""
+_DATASET = "dataset.json"
 
 
 def list_nnunet(path: str | Path) -> list[Found]:
@@ -77,9 +82,11 @@ def import_nnunet(  # noqa: PLR0913 - one option of the command each
             did before.
 
     Raises:
+        ConfigError: If `label_resize` is another word.
         BundleError: If there is no such model or several, a file is damaged, unsafe or asks for
             code, or the model needs what medseg does not have.
     """
+    _check_rule(label_resize)
     wanted = {"dataset": task, "configuration": configuration, "trainer": trainer, "plans": plans}
     with _unpacked(Path(path), wanted, folds, Path(output)) as found:
         model = _read(found, folds, None if dataset_json is None else Path(dataset_json))
@@ -141,10 +148,28 @@ def imported(path: Path, cache: Path) -> Path:
     Raises:
         BundleError: As `import_nnunet`.
     """
-    folder = cache / _checksum(path)
-    if not (folder / MANIFEST).is_file():
+    if _is_archive(path):
+        folder = cache / _key([(path.name, path)])
+        return cached(folder, lambda output: import_nnunet(path, output))
+    with _unpacked(path, {}, None, cache / "bundle") as found:
+        model = _read(found, None, None)
+        chosen = _every_fold(found, model)
+        folder = cache / _key(_sources(found, model))
+        if (folder / MANIFEST).is_file():
+            return folder
         logger.info("importing %s into %s", path, folder)
-    return cached(folder, lambda output: import_nnunet(path, output))
+        if chosen is not None:
+            model = _read(found, chosen, None)
+        return cached(folder, lambda output: _write(model, output, chosen, "argmax"))
+
+
+def _every_fold(found: Found, model: ForeignModel) -> tuple[str, ...] | None:
+    """Return all folds there are, so that each can be asked for later; None: the numbered ones.
+
+    A cascade takes those for which there is a first stage.
+    """
+    (configuration,) = model.plans.configurations.values()
+    return found.folds if configuration.previous_stage is None else None
 
 
 def cached(folder: Path, make: Callable[[Path], object]) -> Path:
@@ -160,6 +185,8 @@ def cached(folder: Path, make: Callable[[Path], object]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".import-") as scratch:
         made = Path(scratch) / "bundle"
         make(made)
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            folder.rename(Path(scratch) / "remains")
         try:
             made.rename(folder)
         except OSError:
@@ -171,6 +198,15 @@ def cached(folder: Path, make: Callable[[Path], object]) -> Path:
 def is_nnunet(path: Path) -> bool:
     """Return whether a folder or zip holds a model of nnU-Net, by the names of its files."""
     return bool(list_nnunet(path)) if path.is_dir() or _is_archive(path) else False
+
+
+def _check_rule(rule: str) -> None:
+    known = list(get_args(LabelRule))
+    if rule not in known:
+        raise ConfigError(
+            f"label_resize is {rule!r}; expected one of: {', '.join(known)}."
+            f"{near_names(rule, known)}"
+        )
 
 
 def _is_archive(path: Path) -> bool:
@@ -190,27 +226,48 @@ def _unpacked(
         Archive(path) as archive,
         tempfile.TemporaryDirectory(dir=output.parent, prefix=".import-") as scratch,
     ):
-        models = models_in(archive.names())
+        there = archive.names()
+        models = models_in(there)
         found = choose_model(models, str(path), **wanted)
-        names = [
-            str(PurePosixPath(model.folder.as_posix(), name))
-            for model in (found, *_before(found, models))
+        beside = [str(parent / _DATASET) for parent in _in_zip(found).parents]
+        names = [name for name in beside if name in there]
+        names += [str(_in_zip(found, name)) for name in found.others]
+        archive.extract(names, Path(scratch))
+        stages = _stages_before(Path(scratch), found)
+        more = [
+            str(_in_zip(model, name))
+            for model in models
+            if model is found or _is_first(model, found, stages)
             for name in needed_files(model, folds if model is found else None)
         ]
-        archive.extract(names, Path(scratch))
+        archive.extract([name for name in more if name not in names], Path(scratch))
         yield replace(found, folder=Path(scratch) / found.folder)
 
 
-def _before(found: Found, models: Sequence[Found]) -> list[Found]:
-    """Return what may be the first stage of a cascade: other models of its dataset and version."""
-    return [
-        model
-        for model in models
-        if model is not found
-        and (model.version, model.dataset) == (found.version, found.dataset)
-        and "cascade" in found.configuration
-        and model.configuration == "3d_lowres"
-    ]
+def _in_zip(found: Found, name: str = "") -> PurePosixPath:
+    """Return the name of a model's folder or file in the zip it was found in."""
+    return PurePosixPath(found.folder.as_posix(), name)
+
+
+def _stages_before(root: Path, found: Found) -> set[str]:
+    """Return the configurations that may be the stage before a model, by its unpacked plans."""
+    if found.version == 1:
+        return {"3d_lowres"}
+    plans = root / found.folder / "plans.json"
+    try:
+        content = read_json(plans) if plans.is_file() else {}
+    except ConfigError:  # what is wrong with it is said when it is read
+        return set()
+    entries = content.get("configurations") if isinstance(content, dict) else None
+    values = entries.values() if isinstance(entries, dict) else ()
+    stages = {entry.get("previous_stage") for entry in values if isinstance(entry, dict)}
+    return {stage for stage in stages if isinstance(stage, str)}
+
+
+def _is_first(model: Found, found: Found, stages: set[str]) -> bool:
+    """Return whether a model may be the first stage of another in a cascade."""
+    is_alike = (model.version, model.dataset) == (found.version, found.dataset)
+    return is_alike and model is not found and model.configuration in stages
 
 
 def _read(
@@ -251,8 +308,12 @@ def _write(
             plans=model.plans,
             configuration=model.configuration,
             weights=_with_final(model),
-            semantics=model.semantics.model_copy(
-                update={"label_resize": label_resize, "low_precision": "checked"}
+            semantics=Semantics.model_validate(
+                {
+                    **model.semantics.model_dump(),
+                    "label_resize": label_resize,
+                    "low_precision": "checked",
+                }
             ),
             orientation=model.orientation,
             recipe=model.trainer,
@@ -279,14 +340,22 @@ def _with_final(model: ForeignModel) -> dict[str, dict[str, Weights]]:
     }
 
 
-def _checksum(path: Path) -> str:
-    """Return a checksum over the names and the content of the files a model is made of."""
-    total = hashlib.sha256()
-    if _is_archive(path):
-        files = [("", path)]
-    else:
-        found = choose_model(find_models(path), str(path))
-        files = [(name, found.folder / name) for name in needed_files(found)]
+def _sources(found: Found, model: ForeignModel) -> list[tuple[str, Path]]:
+    """Return name and place of all files that a bundle of a model would be made of."""
+    before = find_models(model.previous) if model.previous is not None else []
+    files = [
+        (f"{number}/{name}", each.folder / name)
+        for number, each in enumerate([found, *before])
+        for name in needed_files(each, each.folds)
+    ]
+    if found.version == 1 and (file := found.folder.parent / _DATASET).is_file():
+        files.append((f"above/{_DATASET}", file))
+    return files
+
+
+def _key(files: Sequence[tuple[str, Path]]) -> str:
+    """Return a checksum over the names and the content of files, and the way of importing them."""
+    total = hashlib.sha256(f"import {IMPORT_VERSION}\n".encode())
     for name, file in files:
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()

@@ -113,7 +113,7 @@ def unpack(archive: str | Path, output: str | Path) -> Path:
 
 @contextmanager
 def opened_bundle(model: str | Path, workspace: str | Path = DEFAULT_WORKSPACE) -> Iterator[Path]:
-    """Give the folder of a bundle; that of an archive lies there for a while.
+    """Give the folder of a bundle; that of an archive or an import lies there for a while.
 
     Args:
         model: As `medseg.load` takes it.
@@ -123,11 +123,8 @@ def opened_bundle(model: str | Path, workspace: str | Path = DEFAULT_WORKSPACE) 
         BundleError: If there is none, or the archive is unsafe or damaged.
     """
     path = Path(model)
-    if path.suffix.lower() != _ENDING or not path.is_file():
-        yield resolve(path, workspace)
-        return
     with tempfile.TemporaryDirectory(prefix="medseg_") as scratch:
-        yield unpack(path, Path(scratch) / "bundle")
+        yield resolve(path, scratch if path.exists() else workspace)
 
 
 def _write(file: object, folder: Path, names: tuple[str, ...], top: str) -> None:

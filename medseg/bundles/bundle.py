@@ -186,13 +186,13 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
             recipe=recipe,
             orientation=orientation,
             semantics=semantics,
-            folds=tuple(sorted(weights)),
+            folds=tuple(weights),
             checkpoints=_shared_checkpoints(weights),
             sha256=checksums(part),
             medseg_version=metadata.version("medseg"),
         )
         write(part / MANIFEST, manifest)
-        if problems := _cascade_problems(_open(part, manifest)):
+        if problems := _cascade_problems(read_bundle(part)):
             raise BundleError("\n".join([f"{folder}: not written.", *problems]))
     return read_bundle(folder)
 

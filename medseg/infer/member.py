@@ -37,10 +37,13 @@ from medseg.schema.bundle import Semantics
 logger = logging.getLogger(__name__)
 
 CPU_FLIP_VOXELS = 2**26
-"""On the CPU `tta="auto"` mirrors while folds x mirrorings x tiles x voxels stay below this."""
+"""On the CPU `tta="auto"` mirrors while folds x mirrorings x tiles x voxels stay below this, and in
+exact mode always, as the originals do."""
 
 MOST_CHANGED = 0.0005
 """Share of labels that arithmetic with 16 bits may change where it is checked."""
+LEAST_DICE = 0.9995
+"""Least Dice, mean over what is there, of the labels with and without it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -264,7 +267,7 @@ class Member:
                 tile = volume.cut([boxes[len(boxes) // 2]], self.device, runner.num_previous)
                 decisions.append(runner.decision(runner.run(tile, 1), 1))
         changed = float((decisions[0] != decisions[1]).float().mean())
-        if changed > MOST_CHANGED:
+        if changed > MOST_CHANGED or _dice(*decisions) < LEAST_DICE:
             logger.info(
                 "%s: %s would change %.2f %% of the labels; computing in float32",
                 self.bundle.folder.name, task.dtype, 100 * changed,
@@ -366,7 +369,7 @@ class Member:
             return () if options.tta == "none" else axes
         tiles = num_tiles(image.shape[1:], self.tile, options.step)
         passes = len(self.networks) * len(mirror_subsets(axes))
-        affordable = passes * tiles * math.prod(self.tile) <= CPU_FLIP_VOXELS
+        affordable = passes * tiles * math.prod(self.tile) <= CPU_FLIP_VOXELS or self.is_exact
         chosen = axes if self.device.type != "cpu" or affordable else ()
         if name and chosen not in self._said:
             self._said.add(chosen)
@@ -428,6 +431,23 @@ class Member:
         if self.device.type == "cuda":
             return 2 * configuration.batch_size
         return 4 if configuration.num_dimensions == 2 else 1
+
+
+def _dice(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the mean Dice of two decisions over what either finds; 1 where that is nothing.
+
+    Args:
+        one: (B, *tile) labels, or (B, R, *tile) yes or no for each region.
+        other: The same.
+    """
+    if one.dtype == torch.bool:
+        pairs = list(zip(one.unbind(1), other.unbind(1), strict=True))
+    else:
+        found = [int(label) for label in torch.unique(torch.cat([one, other])) if label]
+        pairs = [(one == label, other == label) for label in found]
+    sizes = [int(a.sum()) + int(b.sum()) for a, b in pairs]
+    shares = [2 * int((a & b).sum()) / n for (a, b), n in zip(pairs, sizes, strict=True) if n]
+    return sum(shares) / len(shares) if shares else 1.0
 
 
 def _as_tensor(indices: NDArray[np.unsignedinteger[Any]]) -> torch.Tensor:

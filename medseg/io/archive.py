@@ -260,11 +260,12 @@ def leads_out(name: str) -> bool:
     """Return whether a path in an archive is no path below the archive's own folder.
 
     Examples:
-        >>> leads_out("a/../../b"), leads_out("C:b"), leads_out("a/b..c")
+        >>> leads_out("a/../../b"), leads_out("a/C:/b"), leads_out("a/b..c")
         (True, True, False)
     """
-    is_absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) is not None
-    return is_absolute or ".." in re.split(r"[/\\]", name) or "\0" in name
+    parts = re.split(r"[/\\]", name)
+    is_absolute = name.startswith(("/", "\\")) or any(re.match(r"[A-Za-z]:", p) for p in parts)
+    return is_absolute or ".." in parts or "\0" in name
 
 
 def unusual_kind(entry: zipfile.ZipInfo) -> str | None:

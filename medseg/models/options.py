@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -32,6 +31,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _IDLE = (("slope", "activation", "leaky_relu"), ("epsilon", "norm", "instance or batch"))
 """Options that say nothing unless another one has a certain value."""
+_LARGEST_NUMBER = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,4 +140,4 @@ def _is_kernel(value: Any, num_axes: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return is_number and abs(value) < _LARGEST_NUMBER  # neither NaN nor infinite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,10 @@ from medseg.errors import ConfigError
 
 FORMAT_VERSION = 1
 """Version written into every JSON file; files of a later version are refused."""
+
+
+FILE_NAME = re.compile(r"\w[\w.+-]*")
+"""Names that may become those of files and folders, wherever they come from."""
 
 
 class Schema(BaseModel):
@@ -64,7 +69,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not valid JSON ({error}). Restore or delete the file."
         ) from None

@@ -18,6 +18,10 @@ Orientation = Literal["canonical", "stored_sitk"]
 point to right, anterior, superior; or as they are stored in the file (SimpleITK's x, y, z)."""
 
 
+Axis = Annotated[int, Field(ge=0, le=2)]
+"""An axis of the patch."""
+
+
 class Resampling(Schema):
     """How arrays are brought to another grid."""
 
@@ -42,14 +46,14 @@ class Semantics(Schema):
     accumulator: Literal["float32", "float16"] = "float32"
     """Type of the sums over tiles and folds and of their resampled mean, in exact mode; otherwise
     float32."""
-    gaussian_peak: float = 1.0
+    gaussian_peak: float = Field(default=1.0, gt=0, le=1e4)
     """Maximum of the tile weight, in exact mode; it has no influence but by rounding."""
     label_resize: Literal["argmax", "threshold"] = "argmax"
     """How label maps are resampled: the label of the largest share; or the last of those with at
     least half."""
-    mirror_axes: tuple[int, ...] = ()
+    mirror_axes: tuple[Axis, ...] = ()
     """Axes of the patch that are mirrored in test-time augmentation."""
-    swap_axes: tuple[int, ...] = ()
+    swap_axes: tuple[Axis, ...] = ()
     """Axes of the patch along which the labels of each pair of the plans' `left_right` change
     places when mirrored."""
     least_std: Literal["floor", "added"] = "floor"

@@ -242,6 +242,13 @@ class Plans(Schema):
             )
         return self.configurations[name]
 
+    @field_validator("network_axes")
+    @classmethod
+    def _is_an_order(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if sorted(value) != [0, 1, 2]:
+            raise ValueError("expected 0, 1 and 2 in some order")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:

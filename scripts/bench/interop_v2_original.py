@@ -111,19 +111,18 @@ def lesson(trainer: Any, random: np.random.Generator) -> tuple[np.ndarray, np.nd
         noise = gaussian_filter(random.normal(size=patch), 1.5)
         levels.append((noise / noise.std()).astype(np.float32))
     image = np.stack(levels) + 0.1 * random.normal(size=(2, *patch)).astype(np.float32)
-    if labels.has_regions:
-        steps = np.linspace(-0.7, 0.7, len(labels.foreground_regions))
-        return image, np.stack([levels[0] > step for step in steps])
     number = len(labels.all_labels)
-    if number > 4:  # more than one channel tells apart
-        rows = -(-number // 4)
-        target = 4 * quantised(levels[0], rows) + quantised(levels[1], 4)
-    else:
-        target = quantised(levels[0] + 0.5 * levels[1], number)
-    if trainer.is_cascaded:
+    if trainer.is_cascaded:  # the stage before knew part of it
         before = quantised(levels[0] + 0.8 * levels[1], number)
         hot = [(before == label).astype(np.float32) for label in labels.foreground_labels]
         image = np.concatenate([image, hot])
+    if labels.has_regions:
+        steps = np.linspace(-0.7, 0.7, len(labels.foreground_regions))
+        return image, np.stack([levels[0] > step for step in steps])
+    if number > 4:  # more than one channel tells apart
+        target = 4 * quantised(levels[0], -(-number // 4)) + quantised(levels[1], 4)
+    else:
+        target = quantised(levels[0] + 0.5 * levels[1], number)
     return image, np.minimum(target, number - 1)
 
 

@@ -33,6 +33,8 @@ from peer import Peer
 
 EPOCH = 10
 """Steps of one learning rate."""
+FINE_TUNING = 1e-3
+"""Learning rate that training goes on with from a trained network."""
 
 
 def main() -> None:
@@ -63,7 +65,9 @@ def train(arguments: list[str]) -> None:
     num_epochs = max(1, options.steps // EPOCH)
     trainer = new_trainer(peer, told, num_epochs)
     if options.pretrained is not None:
-        _take_over(trainer.network, options.pretrained)
+        _take_over(trainer, options.pretrained)
+        trainer.initial_lr = FINE_TUNING
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
     trainer.on_train_start()
     while trainer.current_epoch < num_epochs:
         loss = train_epoch(trainer, min(EPOCH, options.steps))
@@ -73,13 +77,19 @@ def train(arguments: list[str]) -> None:
     options.output.write_text(trainer.output_folder_base)
 
 
-def _take_over(network: Any, path: Path) -> None:
-    """Let the first channels of every layer be those of a stored network; others do not disturb."""
+def _take_over(trainer: Any, path: Path) -> None:
+    """Let the first channels of every layer be those of a stored network; others do not disturb.
+
+    Images are mirrored in a prediction as that network learned it: the few steps to come teach none
+    of it.
+    """
     import torch
 
-    stored = torch.load(path, weights_only=True)["network_weights"]
+    content = torch.load(path, weights_only=True)
+    trainer.inference_allowed_mirroring_axes = content["inference_allowed_mirroring_axes"]
+    stored = content["network_weights"]
     with torch.no_grad():
-        for name, own in network.state_dict().items():
+        for name, own in trainer.network.state_dict().items():
             given = stored[name]
             if given.shape == own.shape:
                 own.copy_(given)

@@ -16,8 +16,10 @@ import medseg
 from medseg.api.importing import import_nnunet, imported, list_nnunet
 from medseg.api.models import resolve
 from medseg.bundles.bundle import read_bundle
-from medseg.errors import BundleError
+from medseg.errors import BundleError, ConfigError
 from medseg.models.weights import load_weights
+from medseg.schema.plans import Architecture
+from tests.interop.nnunet.v2_folders import make_state, write_model
 
 FIXTURES = Path(__file__).parents[3] / "shared/data/nnunet_models"
 NAMES = ("v1_iso", "v1_two", "v2_aniso", "v2_resreg", "v2_casc")
@@ -193,3 +195,94 @@ def test_a_folder_without_any_model_says_what_is_there(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(BundleError, match=r"no model there \(a folder with notes.txt\)"):
         resolve(tmp_path, tmp_path / "work")
+
+
+@needs_fixtures
+class TestCache:
+    """What is imported on the fly is as new as the files it came from."""
+
+    def stages(self, tmp_path, first=True):
+        root = tmp_path / "Dataset900_X"
+        second = root / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
+        if not second.exists():
+            shutil.copytree(FIXTURES / "v2_casc", second)
+        if first:
+            name = "nnUNetTrainer__nnUNetPlans__3d_lowres"
+            architecture = make_architecture_of(FIXTURES / "v2_casc/plans.json")
+            plans = json.loads((FIXTURES / "v2_casc/plans.json").read_text())
+            dataset = json.loads((FIXTURES / "v2_casc/dataset.json").read_text())
+            states = {f"fold_{n}": make_state(architecture, seed=n) for n in (0, 1)}
+            write_model(root / name, plans=plans, dataset=dataset, states=states, name="3d_lowres")
+        return second
+
+    def test_a_first_stage_that_appears_is_taken(self, tmp_path):
+        alone = resolve(self.stages(tmp_path, first=False), tmp_path / "work")
+        assert read_bundle(alone).previous is None
+        both = resolve(self.stages(tmp_path), tmp_path / "work")
+        assert read_bundle(both).previous is not None
+        assert resolve(self.stages(tmp_path, first=False), tmp_path / "work") == both
+
+    def test_a_zip_brings_the_first_stage_whatever_it_is_called(self, tmp_path):
+        self.stages(tmp_path)
+        archive = tmp_path / "both.zip"
+        with zipfile.ZipFile(archive, "w") as out:
+            for path in sorted((tmp_path / "Dataset900_X").rglob("*")):
+                out.write(path, path.relative_to(tmp_path))
+        name = "3d_cascade_fullres"
+        packed = import_nnunet(archive, tmp_path / "bundle", configuration=name)
+        assert packed.previous.configuration_name == "3d_lowres"
+
+    def test_names_of_labels_that_appear_are_taken(self, tmp_path):
+        task = tmp_path / "3d_fullres/Task017_Organs"
+        model = task / "nnUNetTrainerV2__nnUNetPlansv2.1"
+        shutil.copytree(FIXTURES / "v1_iso", model)
+        before = read_bundle(resolve(model, tmp_path / "work")).spec.labels
+        names = {"modality": {"0": "CT", "1": "T2"}, "labels": {"0": "bg", "1": "liver", "2": "a"}}
+        (task / "dataset.json").write_text(json.dumps(names))
+        after = read_bundle(resolve(model, tmp_path / "work")).spec.labels
+        assert "liver" not in before
+        assert list(after) == ["background", "liver", "a"]
+
+    def test_every_fold_can_be_asked_for(self, tmp_path):
+        model = tmp_path / "model"
+        states = {"fold_0": make_state(), "fold_all": make_state(seed=5)}
+        write_model(model, states=states)
+        folder = resolve(model, tmp_path / "work")
+        assert medseg.load(folder, device="cpu").folds == ("fold_0",)
+        assert medseg.load(folder, device="cpu", folds="all").folds == ("all",)
+
+    def test_what_is_left_of_a_bundle_is_replaced(self, tmp_path):
+        folder = resolve(FIXTURES / "v2_aniso", tmp_path / "work")
+        (folder / "bundle.json").unlink()
+        assert resolve(FIXTURES / "v2_aniso", tmp_path / "work") == folder
+        assert read_bundle(folder).folder == folder
+
+
+def make_architecture_of(path):
+    """Return the network of a plans file's 3d_fullres, in medseg's terms."""
+    arguments = json.loads(path.read_text())["configurations"]["3d_fullres"]["architecture"]
+    arguments = arguments["arch_kwargs"]
+    return Architecture(
+        kind="plain_unet",
+        features=arguments["features_per_stage"],
+        kernel_sizes=arguments["kernel_sizes"],
+        strides=arguments["strides"],
+        blocks_encoder=arguments["n_conv_per_stage"],
+        blocks_decoder=arguments["n_conv_per_stage_decoder"][::-1],
+    )
+
+
+@needs_fixtures
+def test_a_misspelt_rule_leaves_an_earlier_bundle_alone(tmp_path):
+    bundle = import_nnunet(FIXTURES / "v2_aniso", tmp_path / "bundle")
+    with pytest.raises(ConfigError, match=r"label_resize is 'Threshold'.*threshold"):
+        import_nnunet(FIXTURES / "v2_aniso", tmp_path / "bundle", label_resize="Threshold")
+    assert read_bundle(bundle.folder) == bundle
+
+
+@needs_fixtures
+def test_exact_mode_mirrors_as_the_original_however_long_it_takes(bundles, monkeypatch):
+    monkeypatch.setattr("medseg.infer.member.CPU_FLIP_VOXELS", 1)
+    found = predict(bundles["v2_aniso"], "v2_aniso", "exact")
+    _, labels = original("v2_aniso")
+    np.testing.assert_array_equal(found.segmentation, labels)

@@ -195,7 +195,8 @@ def choose_model(models: Sequence[Found], origin: str, **wanted: str | None) -> 
             [
                 f"{origin}: {len(fitting) or 'no'} models fit {what}; expected one of:",
                 *listed,
-                f"Name dataset, configuration, trainer or plans.{'' if fitting else ''.join(near)}",
+                "Name dataset, configuration, trainer or plans, or give the folder of one."
+                + ("" if fitting else "".join(near)),
             ]
         )
     )

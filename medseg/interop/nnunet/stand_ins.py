@@ -22,6 +22,8 @@ _CODE = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|[SU][0-9]{1,9}|O8?)")
 _MAX_AXES = 32
 _FIRST_HALF, _LAST_HALF, _LAST_LETTER = 0xD800, 0xDFFF, 0x10FFFF
 _MAX_KEY_PARTS = 64
+_LARGEST_KEY = 2**53
+"""Larger ones may be chosen so that all share one hash."""
 _MODULES = {
     "__builtin__": "builtins",
     "numpy.core": "numpy",
@@ -88,7 +90,7 @@ class StoredDtype:
     def __init__(self, code: str, *_: Any) -> None:
         if type(code) is not str or not _CODE.fullmatch(code):
             raise ValueError("an array has elements of a type that models do not have")
-        self.is_object = code.lstrip("|").startswith("O")
+        self.is_object = code.lstrip("<>=|").startswith("O")
         """Whether the elements are any values at all."""
         self._dtype = np.dtype(code)
 
@@ -319,6 +321,8 @@ def checked_key(key: Any) -> Any:
             left += part
         elif type(part) not in (str, int, float, bool, bytes, type(None)):
             raise ValueError("a key is no plain value")
+        elif type(part) is int and abs(part) > _LARGEST_KEY:
+            raise ValueError("a key is an enormous number")
     if left:
         raise ValueError("a key has too many parts")
     return key

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from medseg.interop.nnunet.v2_network import (
     MOST_STAGES,
-    NetworkArguments,
     NetworkClass,
     NetworkEntry,
+    all_odd,
+    starts_whole,
 )
 from medseg.interop.nnunet.v2_values import (
     Count,
@@ -80,7 +81,9 @@ def _resampling(name: str, kwargs: dict[str, Any], *, labels: bool) -> Resamplin
         order, force = 1, kwargs.get("force_separate_z")
     else:
         allowed |= {
-            "order": lambda given: not isinstance(given, bool) and given in (0, 1, 3),
+            "order": lambda given: (
+                not isinstance(given, bool) and given in ((0, 1) if labels else (0, 1, 3))
+            ),
             "order_z": lambda given: not isinstance(given, bool) and given == 0,
         }
         order, force = kwargs.get("order", 3), kwargs.get("force_separate_z", False)
@@ -170,6 +173,15 @@ class ConfigurationEntry(FileSchema):
             _resampling(info.data[field], value, labels=field.endswith("seg"))
         return value
 
+    @model_validator(mode="after")
+    def _labels_follow_the_image(self) -> Self:
+        image, labels, _ = self.resampling
+        if labels.method == "none" and image.method != "none":
+            raise ValueError(
+                "resampling_fn_seg leaves label maps as they are, images are resampled"
+            )
+        return self
+
     @property
     def resampling(self) -> tuple[Resampling, Resampling, Resampling]:
         """Return what is done to the image, to label maps and to the result."""
@@ -235,8 +247,8 @@ class EarlyEntry(ConfigurationEntry):
         if any(len(entry) != len(info.data.get("patch_size", entry)) for entry in value):
             raise ValueError("expected a number for each axis of patch_size")
         if str(info.field_name).startswith("pool"):
-            return NetworkArguments._startsas_whole(value)
-        return NetworkArguments._is_odd(value)
+            return starts_whole(value)
+        return all_odd(value)
 
     @property
     def network(self) -> NetworkEntry:

@@ -39,6 +39,27 @@ _NORMS = {"InstanceNorm2d": 2, "InstanceNorm3d": 3, "BatchNorm2d": 2, "BatchNorm
 _ACTIVATIONS = {"LeakyReLU": "leaky_relu", "ReLU": "relu", "GELU": "gelu", "Mish": "mish"}
 
 
+Table = tuple[tuple[int, ...], ...]
+"""A number for each stage and axis."""
+
+
+def all_odd(kernels: Table) -> Table:
+    """Return kernel sizes, or raise ValueError if one is even."""
+    if any(size % 2 == 0 for entry in kernels for size in entry):
+        raise ValueError("expected odd sizes; with even ones a convolution shrinks its image")
+    return kernels
+
+
+def starts_whole(strides: Table) -> Table:
+    """Return strides, or raise ValueError unless the first stage keeps the size of the image."""
+    if strides and any(step != 1 for step in strides[0]):
+        raise ValueError(
+            "expected ones for the first stage; with others the result is smaller than the "
+            "image, which is not supported"
+        )
+    return strides
+
+
 class NetworkArguments(Schema):
     """`arch_kwargs`: what the class of a network is given; anything unknown is refused."""
 
@@ -167,20 +188,13 @@ class NetworkArguments(Schema):
 
     @field_validator("kernel_sizes")
     @classmethod
-    def _is_odd(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        if any(size % 2 == 0 for entry in value for size in entry):
-            raise ValueError("expected odd sizes; with even ones a convolution shrinks its image")
-        return value
+    def _has_centres(cls, value: Table) -> Table:
+        return all_odd(value)
 
     @field_validator("strides")
     @classmethod
-    def _startsas_whole(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        if value and any(step != 1 for step in value[0]):
-            raise ValueError(
-                "expected ones for the first stage; with others the result is smaller than the "
-                "image, which is not supported"
-            )
-        return value
+    def _keeps_the_size(cls, value: Table) -> Table:
+        return starts_whole(value)
 
     @field_validator("norm_op")
     @classmethod

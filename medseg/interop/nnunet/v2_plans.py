@@ -25,6 +25,7 @@ Entry = RecentEntry | EarlyEntry
 _GAUSSIAN_PEAK = 10.0
 _OF_A_CT = ("mean", "std", "percentile_00_5", "percentile_99_5")
 _LARGEST = 1e9
+_MOST_ANCESTORS = 32
 
 
 def read_entry(raw: Any, name: str, where: str, problems: list[str]) -> Entry | None:
@@ -76,6 +77,9 @@ def _inherited(
         if following in seen:
             circle = printable(" -> ".join([*seen, following]))
             problems.append(f"{place}: configurations inherit in a circle ({circle})")
+            return None
+        if len(seen) == _MOST_ANCESTORS:
+            problems.append(f"{place}: more than {_MOST_ANCESTORS} configurations inherit in a row")
             return None
         seen.append(following)
         values = {**entries[following], **values}

@@ -17,6 +17,7 @@ from medseg.schema.base import Schema
 _LONGEST, _MOST_FEATURES, _MOST_BLOCKS, _LARGEST_STEP = 2**14, 2**14, 64, 32
 _SMALLEST_SPACING, _LARGEST_SPACING = 1e-6, 1e6
 _MAX_BYTES = 2**26
+_LARGEST_NUMBER = 1e300
 S = TypeVar("S", bound=Schema)
 
 
@@ -76,7 +77,7 @@ def as_many(values: Any, info: ValidationInfo, other: str, *, fewer: int = 0) ->
 
 def is_number(value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return is_number and abs(value) < _LARGEST_NUMBER  # neither NaN nor infinite
 
 
 def only(values: dict[str, Any] | None, allowed: Mapping[str, Callable[[Any], bool]]) -> Any:

@@ -29,7 +29,7 @@ from medseg.interop.nnunet.write_plans import (
     problems_of,
 )
 from medseg.labels import LabelScheme
-from medseg.schema.base import FORMAT_VERSION, Schema, read, write, write_json
+from medseg.schema.base import FILE_NAME, FORMAT_VERSION, Schema, read, write, write_json
 from medseg.schema.postprocessing import KeepLargest, Postprocessing, Step
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ def require_expressible(stages: Sequence[ForeignModel]) -> None:
         BundleError: With everything that has no counterpart.
     """
     problems = dict.fromkeys(problem for stage in stages for problem in problems_of(stage))
+    names = [name for stage in stages for name in (stage.plans.name, stage.configuration)]
+    problems |= dict.fromkeys(
+        f"{name!r} cannot be part of a folder's name; expected letters, digits and . + - _"
+        for name in names
+        if not FILE_NAME.fullmatch(name)
+    )
     if problems:
         count = f"{len(problems)} thing{'s' if len(problems) > 1 else ''}"
         lines = [f"{stages[-1].folder}: {count} that nnU-Net v2 has no counterpart of:"]
