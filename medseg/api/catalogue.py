@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def fetch(  # noqa: PLR0913 - what, where to and from, and what to do with it, b
     else:
         archive = _mirrored(entry, Path(mirror))
         sha256 = file_checksum(archive, "sha256")
-    (importer or _import_nnunet)(archive, output, configuration=configuration)
+    own = _import_totalsegmentator if entry.format == "totalsegmentator" else _import_nnunet
+    (importer or own)(archive, output, configuration=configuration)
     return Fetched(entry=entry, archive=archive, sha256=sha256, bundle=output)
 
 
@@ -190,3 +192,20 @@ def _import_nnunet(archive: Path, output: Path, *, configuration: str | None) ->
     from medseg.api.importing import import_nnunet
 
     import_nnunet(archive, output, configuration=configuration)
+
+
+def _import_totalsegmentator(archive: Path, output: Path, *, configuration: str | None) -> None:
+    """Import the task an archive holds; a part of a larger one becomes a plain bundle."""
+    from medseg.api.importing import import_totalsegmentator
+    from medseg.interop.totalsegmentator import Task, read_tasks
+    from medseg.io.archive import Archive
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".import-") as scratch:
+        with Archive(archive) as opened:
+            opened.extract(opened.names(), Path(scratch))
+        tasks = [task.name for task in read_tasks(Path(scratch)) if isinstance(task, Task)]
+        if len(tasks) == 1:
+            import_totalsegmentator(scratch, output, task=tasks[0])
+            return
+    _import_nnunet(archive, output, configuration=configuration)

@@ -65,7 +65,7 @@ def export(
 
 
 def _export_onnx(
-    model: Path,
+    model: Callable[[], Path],
     output: Path,
     *,
     folds: Sequence[str | int] | None,
@@ -79,7 +79,7 @@ def _export_onnx(
 
     require_packages()
     require_place(output)
-    bundle = read_bundle(model)
+    bundle = read_bundle(model())
     check_supported(bundle)
     if bundle.configuration.previous_stage is not None:
         raise BundleError(
@@ -140,7 +140,7 @@ _SEEN_IN_A_RESULT = (
 
 
 def _export_nnunet(
-    model: Path,
+    model: Callable[[], Path],
     output: Path,
     *,
     folds: Sequence[str | int] | None,
@@ -151,7 +151,7 @@ def _export_nnunet(
     from medseg.interop.nnunet.write import require_place, write_v2
 
     require_place(output)
-    bundle = read_bundle(model)
+    bundle = read_bundle(model())
     check_supported(bundle)
     chosen = bundle.select_folds(folds)
     stages = [_foreign(bundle, chosen, checkpoint, trust_code)]

@@ -11,10 +11,7 @@ import torch
 from medseg.geometry import SpatialRecord
 from medseg.labels import LabelScheme
 from medseg.resample import is_anisotropic, separate_axis
-from medseg.schema.bundle import Semantics
-
-MEDSEG = Semantics()
-"""How medseg's own models are put together."""
+from medseg.schema.bundle import MEDSEG, Semantics
 
 
 class Source(Protocol):

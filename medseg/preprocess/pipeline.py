@@ -20,14 +20,12 @@ from medseg.resample import (
     resize_literal,
     separate_axis,
 )
-from medseg.schema.bundle import Orientation, Resampling, Semantics
+from medseg.schema.bundle import MEDSEG, Orientation, Resampling, Semantics
 from medseg.schema.plans import Configuration, Plans
 
 Segmentation = NDArray[np.unsignedinteger[Any]]
 
 
-MEDSEG = Semantics()
-"""How medseg's own models are trained."""
 STEP_VERSION = 4
 """Raise when preprocessing gives other numbers, so that old entries are not taken for new ones."""
 

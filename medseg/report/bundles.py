@@ -16,7 +16,7 @@ from medseg.bundles.tree import all_files
 from medseg.execute.sizes import size_words
 from medseg.labels import LabelScheme
 from medseg.report.plans import configuration_rows, wrapped
-from medseg.report.text import WIDTH
+from medseg.report.text import WIDTH, printable
 from medseg.schema.bundle import BundleManifest, EnsembleManifest, Resampling, Semantics
 from medseg.schema.postprocessing import FillHoles, KeepLargest, Postprocessing, Step
 
@@ -36,7 +36,7 @@ def format_bundle(folder: Path, place: Path) -> str:
     Raises:
         BundleError: If it is missing or damaged.
     """
-    return "\n\n".join(_blocks(read_any(folder), str(place)))
+    return printable("\n\n".join(_blocks(read_any(folder), str(place))))
 
 
 def _blocks(bundle: AnyBundle, title: str) -> Iterator[str]:
@@ -178,6 +178,7 @@ _WORDS = {
     "keeps_slices": "the spacing across slices stays as it is",
     "separate_by": "the image's grid tells which axis is resampled alone on the way back",
     "previous": "the stage before hands over its {}",
+    "low_precision": "16 bits only where a tile of the first image shows that labels stay",
 }
 """Field -> what a value other than the usual one means."""
 _VALUES = {

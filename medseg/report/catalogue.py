@@ -55,8 +55,9 @@ def format_note(entry: CatalogueEntry) -> str:
         return ""
     return "\n".join(
         wrap(
-            "Note: the network alone. What TotalSegmentator does around it (cropping to other "
-            "structures, joining parts, cleaning up) is not part of the bundle."
+            "Note: TotalSegmentator also crops to other structures, which is left out. A part of "
+            "a larger task is the network alone: 'medseg import totalsegmentator' joins the parts "
+            "of one folder."
         )
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medseg.interop.nnunet.found import Found
 from medseg.interop.totalsegmentator import Refused, Task
-from medseg.report.text import wrap
+from medseg.report.text import printable, wrap
 
 _UNKNOWN = "not said"
 
@@ -23,7 +23,7 @@ def format_found(models: Sequence[Found], place: Path) -> str:
         return f"{place}: no trained model of nnU-Net there."
     count = f"{len(models)} trained model{'' if len(models) == 1 else 's'} of nnU-Net"
     lines = [line for model in models for line in _model(model, Path(place).absolute())]
-    return "\n".join([f"{place}: {count}", *lines])
+    return printable("\n".join([f"{place}: {count}", *lines]))
 
 
 def _model(model: Found, place: Path) -> list[str]:
@@ -57,4 +57,4 @@ def format_tasks(tasks: Sequence[Task | Refused], place: Path) -> str:
         parts = ", ".join(part.folder.parent.name for part in task.parts.values())
         lines += [f"{task.name}: {len(task.spec.labels) - 1} labels", *wrap(f"from {parts}", "  ")]
         lines += [line for note in task.notes for line in wrap(f"note: {note}", "  ")]
-    return "\n".join(lines)
+    return printable("\n".join(lines))

@@ -8,6 +8,18 @@ WIDTH = 80
 """Columns of a line."""
 
 
+def printable(text: str) -> str:
+    """Return a text whose invisible characters are spelled out, such as those that move a cursor.
+
+    Examples:
+        >>> printable("liver" + chr(27) + "[2J")
+        'liver\\x1b[2J'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def shortened(text: str, width: int) -> str:
     """Cut the middle of a text that is too wide; names tend to differ at their ends."""
     if columns(text) <= width:

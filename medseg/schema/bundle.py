@@ -97,6 +97,10 @@ _LATER = (
 )  # fmt: skip
 
 
+MEDSEG = Semantics()
+"""How the predictions of medseg's own models are put together."""
+
+
 class BundleManifest(Schema):
     """`bundle.json`."""
 

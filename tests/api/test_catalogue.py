@@ -11,10 +11,18 @@ import pytest
 
 from medseg.api import catalogue as module
 from medseg.api.catalogue import fetch, find_model, matching, read_catalogue
-from medseg.bundles.bundle import read_bundle
+from medseg.bundles.members import read_any
 from medseg.errors import BundleError, ConfigError
 from medseg.schema.base import validate
 from medseg.schema.catalogue import MAY_BE_UNVERIFIED, Catalogue, CatalogueEntry, DownloadRecord
+from tests.interop.nnunet.v2_folders import (
+    make_architecture,
+    make_configuration,
+    make_dataset,
+    make_plans,
+    make_state,
+    write_model,
+)
 
 MODELS = Path(__file__).parents[3] / "shared/data/nnunet_models"
 CONTENT = b"an archive" * 100
@@ -253,16 +261,17 @@ class TestFetch:
 
     @pytest.mark.skipif(not MODELS.is_dir(), reason="needs ../shared/data/nnunet_models")
     @pytest.mark.parametrize(
-        ("model", "name", "inside", "channels"),
+        ("model", "name", "inside", "folds"),
         [
             ("v1_iso", "Task009_Spleen",
-             "nnUNet/3d_fullres/Task009_Spleen/nnUNetTrainerV2__nnUNetPlansv2.1", 2),
+             "nnUNet/3d_fullres/Task009_Spleen/nnUNetTrainerV2__nnUNetPlansv2.1",
+             ("fold_0", "fold_1")),
             ("v2_aniso", "Dataset150_icb_v0",
-             "Dataset150_icb_v0/nnUNetTrainer__nnUNetPlans__3d_fullres", 2),
+             "Dataset150_icb_v0/nnUNetTrainer__nnUNetPlans__3d_fullres", ("fold_0",)),
         ],
     )  # fmt: skip
     def test_archives_as_their_owners_pack_them_become_bundles(
-        self, tmp_path, model, name, inside, channels
+        self, tmp_path, model, name, inside, folds
     ):
         archive = tmp_path / read_file_name(name)
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
@@ -271,11 +280,44 @@ class TestFetch:
                 if path.is_file() and relative.parts[0] not in ("in", "out"):
                     opened.write(path, f"{inside}/{relative.as_posix()}")
         fetch(name, tmp_path / "bundle", mirror=tmp_path)
-        bundle = read_bundle(tmp_path / "bundle")
-        assert bundle.manifest.folds == ("fold_0", "fold_1")
-        assert len(bundle.spec.channels) == channels
+        bundle = read_any(tmp_path / "bundle")
+        (part,) = getattr(bundle, "members", {"": bundle}).values()
+        assert part.manifest.folds == folds
+        assert len(bundle.spec.channels) == 2
         assert not [path for path in bundle.folder.rglob("*") if path.suffix in (".pkl", ".pth")]
 
 
 def read_file_name(name):
     return find_model(name, read_catalogue()).file_name
+
+
+@pytest.mark.parametrize(("number", "kind"), [(297, "chain"), (291, "single")])
+def test_a_task_of_totalsegmentator_becomes_a_chain_and_a_part_a_network(tmp_path, number, kind):
+    dataset = f"Dataset{number}_TotalSegmentator_part"
+    folder = tmp_path / "files" / dataset / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    state = make_state(make_architecture(), num_inputs=1)
+    write_model(
+        folder, dataset=make_dataset(channel_names={"0": "CT"}), plans=one_channel(),
+        states={"fold_0": state},
+    )  # fmt: skip
+    (tmp_path / "mirror").mkdir()
+    with zipfile.ZipFile(tmp_path / "mirror/part.zip", "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(tmp_path / "files"))
+    entry = {
+        **UNKNOWN,
+        "name": "part",
+        "format": "totalsegmentator",
+        "address": "https://a.org/part.zip",
+    }
+    fetched = fetch(
+        "part", tmp_path / "bundle", mirror=tmp_path / "mirror", catalogue=make_catalogue(entry)
+    )
+    assert read_any(fetched.bundle).manifest.kind == kind
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "files", "mirror"]
+
+
+def one_channel():
+    """Return plans of a model that sees CT alone."""
+    entry = make_configuration(normalization_schemes=["CTNormalization"], use_mask_for_norm=[False])
+    return make_plans({"3d_fullres": entry})

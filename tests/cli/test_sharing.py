@@ -80,10 +80,10 @@ def test_a_bundle_is_packed_described_and_unpacked(medseg, bundle, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["pack", "nowhere", "-o", "a.zip"], "nowhere: no model there"),
+        (["pack", "nowhere", "-o", "a.zip"], "nowhere: no such file or folder"),
         (["pack", "model", "-o", "a.tar"], "ends in .zip"),
         (["unpack", "nowhere.zip", "-o", "x"], "nowhere.zip"),
-        (["info", "nowhere"], "nowhere: no model there"),
+        (["info", "nowhere"], "nowhere: no such file or folder"),
     ],
 )
 def test_a_bundle_that_is_not_there_is_refused(
@@ -135,7 +135,7 @@ def test_a_model_is_fetched_from_a_mirror(medseg, tmp_path):
     ran = medseg(*command)
     assert ran.status == 0, ran.err
     assert "no published checksum to compare with" in ran.out
-    assert "Note: the network alone" in ran.out
+    assert "Note: TotalSegmentator also crops" in ran.out
     assert ran.out.endswith(f"Predict with 'predict -m {output}'.\n")
     assert read_bundle(output).manifest.folds == ("fold_1",)
     ran = medseg(*command, "--configuration", "3d_fulres")

@@ -74,5 +74,5 @@ def test_lines_fit_a_terminal_but_for_addresses():
 
 
 def test_only_part_of_a_procedure_is_called_so():
-    assert "the network alone" in format_note(UNKNOWN)
+    assert "is the network alone" in format_note(UNKNOWN)
     assert format_note(KNOWN) == ""

@@ -147,6 +147,11 @@ def notes_of(model: ForeignModel) -> list[str]:
             f"{model.configuration}: nnU-Net hands the label map of {configuration.previous_stage} "
             "over, medseg its logits; voxels at the borders may differ."
         )
+    if semantics.label_resize == "threshold":
+        notes.append(
+            f"{model.configuration}: label maps are resampled there as the installed "
+            "batchgenerators does, not by the rule of its releases before 0.25.4."
+        )
     return notes
 
 
@@ -200,7 +205,7 @@ def _resampling(what: str, rule: Resampling, label_resize: str = "argmax") -> di
         kwargs |= {"order": rule.order, "order_z": 0}
     elif rule.method == "interpolate":
         name = "resample_torch_fornnunet"
-        kwargs["memefficient_seg_resampling"] = is_labels and label_resize == "threshold"
+        kwargs["memefficient_seg_resampling"] = False
     else:
         name = "no_resampling_hack"
     return {f"resampling_fn_{what}": name, f"resampling_fn_{what}_kwargs": kwargs}

@@ -134,7 +134,7 @@ class TestPlans:
         }  # fmt: skip
         assert found["resampling_fn_seg"] == "resample_torch_fornnunet"
         assert found["resampling_fn_seg_kwargs"] == {
-            "is_seg": True, "force_separate_z": False, "memefficient_seg_resampling": True
+            "is_seg": True, "force_separate_z": False, "memefficient_seg_resampling": False
         }  # fmt: skip
         assert found["resampling_fn_probabilities"] == "no_resampling_hack"
         assert found["resampling_fn_probabilities_kwargs"] == {}
