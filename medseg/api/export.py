@@ -56,7 +56,7 @@ def export(
             f"format is {format!r}; expected one of: {', '.join(known)}.{near_names(format, known)}"
         )
     return FORMATS[format](
-        resolve(model, workspace),
+        lambda: resolve(model, workspace),  # once its place is known to be free
         Path(output),
         folds=folds,
         checkpoint=checkpoint,
@@ -227,4 +227,4 @@ FORMATS: dict[str, Callable[..., ExportedModel | ExportedFolder]] = {
     "onnx": _export_onnx,
     "nnunet": _export_nnunet,
 }
-"""Name of a format -> what writes it, with the arguments of `export`."""
+"""Name of a format -> what writes it, with the arguments of `export`; what gives the bundle first."""
