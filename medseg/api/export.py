@@ -227,4 +227,4 @@ FORMATS: dict[str, Callable[..., ExportedModel | ExportedFolder]] = {
     "onnx": _export_onnx,
     "nnunet": _export_nnunet,
 }
-"""Name of a format -> what writes it, with the arguments of `export`; what gives the bundle first."""
+"""Name of a format -> what writes it: what gives the bundle, then the arguments of `export`."""
