@@ -47,6 +47,8 @@ for group in _GROUPS:
     group.register(app)
 
 
+_BY_SIGNAL = 128
+"""Exit statuses above it are 128 + signal."""
 _OPTION_ERROR: type[Any] = typer.BadParameter.__mro__[2]
 """What typer raises for any wrong option or argument."""
 
@@ -85,7 +87,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("medseg").setLevel(logging.INFO)
     status = run(sys.argv[1:])
-    if any(thread.daemon and thread.name.startswith("medseg-") for thread in threading.enumerate()):
+    # an interrupted thread may hold a lock that the interpreter would wait for at its end
+    if status > _BY_SIGNAL or any(
+        thread.daemon and thread.name.startswith("medseg-") for thread in threading.enumerate()
+    ):
         leave_at_once(status)
     sys.exit(status)
 

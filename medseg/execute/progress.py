@@ -10,6 +10,9 @@ from tqdm import tqdm
 _LOG_SECONDS = 30.0
 
 
+tqdm.monitor_interval = 0  # no thread beside the bars: stopped in a write, it would block the end
+
+
 class _Lines:
     """A stream that turns the redraws of a bar into lines."""
 
