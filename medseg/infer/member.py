@@ -255,15 +255,18 @@ class Member:
         return Part(source=source, record=ready.record, weight=weight, semantics=self.semantics)
 
     def _settle_precision(self, ready: Ready, task: Task) -> None:
-        """Compute in float32 from now on, if 16 bits change labels in the middle of an image."""
+        """Compute in float32 from now on, if 16 bits change labels in the middle of an image.
+
+        One network looks at a tile as it is and, where tiles are mirrored, along all axes at once.
+        """
         self._is_settled = True
         volume = self.volume(ready)
         boxes = tile_boxes(volume, task.options.step)
-        plain = replace(task, options=replace(task.options, tta="none", disagreement=False))
+        plain = replace(task, options=replace(task.options, disagreement=False))
         decisions = []
         with torch.inference_mode(), evaluating(self.networks):
             for dtype in (None, task.dtype):
-                runner = self.runner(ready, replace(plain, dtype=dtype), self.networks[:1])
+                runner = self.runner(ready, replace(plain, dtype=dtype), self.networks[:1]).ends()
                 tile = volume.cut([boxes[len(boxes) // 2]], self.device, runner.num_previous)
                 decisions.append(runner.decision(runner.run(tile, 1), 1))
         changed = float((decisions[0] != decisions[1]).float().mean())

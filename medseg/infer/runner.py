@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -50,6 +50,16 @@ class Runner:
     def num_passes(self) -> int:
         """Return how many times the networks see each tile."""
         return len(self.flips) * len(self.networks)
+
+    def ends(self) -> Runner:
+        """Return the same with the first and the last mirroring alone, which are farthest apart."""
+        chosen = sorted({0, len(self.flips) - 1})
+        return replace(
+            self,
+            flips=tuple(self.flips[number] for number in chosen),
+            channels=tuple(self.channels[number] for number in chosen),
+            inputs=tuple(self.inputs[number] for number in chosen),
+        )
 
     def run(self, tiles: torch.Tensor, batch: int) -> torch.Tensor:
         """Return the mean logits of a batch.

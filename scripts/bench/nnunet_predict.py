@@ -78,15 +78,10 @@ def train(arguments: list[str]) -> None:
 
 
 def _take_over(trainer: Any, path: Path) -> None:
-    """Let the first channels of every layer be those of a stored network; others do not disturb.
-
-    Images are mirrored in a prediction as that network learned it: the few steps to come teach none
-    of it.
-    """
+    """Let the first channels of every layer be those of a stored network; others do not disturb."""
     import torch
 
     content = torch.load(path, weights_only=True)
-    trainer.inference_allowed_mirroring_axes = content["inference_allowed_mirroring_axes"]
     stored = content["network_weights"]
     with torch.no_grad():
         for name, own in trainer.network.state_dict().items():
