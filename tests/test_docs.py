@@ -81,7 +81,7 @@ def options(command: Any) -> set[str]:
     return {text for item in command.params for text in item.opts if text.startswith("-")}
 
 
-SECOND_WORDS = "show|list|copy|init|check|diff|pack|unpack|info|fetch|nnunet|totalsegmentator"
+SECOND_WORDS = "show|list|copy|init|check|diff|pack|unpack|join|info|fetch|nnunet|totalsegmentator"
 
 
 class TestCommands:

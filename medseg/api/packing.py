@@ -16,13 +16,13 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from medseg.api.models import resolve
 from medseg.bundles.files import MANIFEST, MEMBERS, written_whole
-from medseg.bundles.members import read_any
+from medseg.bundles.members import read_any, write_ensemble
 from medseg.bundles.tree import all_files, listed_in, member_names
 from medseg.data.workspace import DEFAULT_WORKSPACE
 from medseg.errors import BundleError, ConfigError
@@ -109,6 +109,35 @@ def unpack(archive: str | Path, output: str | Path) -> Path:
             path.rename(part / path.name)
         shutil.rmtree(scratch)
     return output
+
+
+def join(
+    models: Sequence[str | Path],
+    output: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    workspace: str | Path = DEFAULT_WORKSPACE,
+) -> Path:
+    """Write an ensemble: a bundle of models whose probabilities are averaged.
+
+    Args:
+        models: As `medseg.load` takes them, at least two, for the same channels and labels.
+        output: Folder for the bundle; an earlier bundle there is replaced.
+        weights: Share of each; None: equal ones.
+        workspace: Folder that holds what is imported on the fly and what was fetched.
+
+    Raises:
+        ConfigError: If there are fewer than two, or weights make no sense.
+        BundleError: If a model is missing, or they do not go together.
+    """
+    if len(models) < 2 or (weights is not None and len(weights) != len(models)):
+        raise ConfigError(
+            f"got {len(models)} models and {'no' if weights is None else len(weights)} weights; "
+            "expected at least two models, and a weight for each or none."
+        )
+    members = {f"model_{n}": resolve(model, workspace) for n, model in enumerate(models)}
+    shares = None if weights is None else dict(zip(members, weights, strict=True))
+    return write_ensemble(Path(output), members=members, weights=shares).folder
 
 
 @contextmanager

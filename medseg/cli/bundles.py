@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli.options import settings
+from medseg.cli.options import numbers, settings
 
 bundle = typer.Typer(help="Share a model as one file, and see what it is.", no_args_is_help=True)
 
@@ -42,6 +42,27 @@ def unpack(
 
     folder = packing.unpack(archive, output)
     typer.echo(f"{folder}: verified. Predict with 'predict -m {folder}'.")
+
+
+@bundle.command("join")
+def join(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", help="Models whose probabilities are averaged; several."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundle.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Share of each model, such as 2,1.")
+    ] = None,
+) -> None:
+    """Make one bundle of several models: an ensemble."""
+    from medseg.api import packing
+    from medseg.report.bundles import format_bundle
+
+    folder = packing.join(
+        models, output, weights=numbers(weights, "--weights"), workspace=settings.workspace
+    )
+    typer.echo(format_bundle(folder, folder))
 
 
 @bundle.command("info")

@@ -9,14 +9,17 @@ import shutil
 import stat
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
+from medseg import load
 from medseg.api import packing
-from medseg.api.packing import opened_bundle, pack, unpack
+from medseg.api.packing import join, opened_bundle, pack, unpack
 from medseg.bundles.bundle import read_bundle, write_bundle
 from medseg.bundles.members import write_chain
 from medseg.errors import BundleError, ConfigError, DatasetError
+from medseg.models.build import build_network
 from medseg.schema.bundle import Chain, ChainPart, Semantics
 from medseg.schema.dataset import DatasetSpec
 from medseg.schema.fingerprint import IntensityStatistics
@@ -345,3 +348,42 @@ class TestOpened:
             opened_bundle(tmp_path / "nowhere"),
         ):
             pass
+
+
+class TestJoined:
+    def real(self, folder, seed):
+        """Write a bundle that can predict."""
+        plans = make_plans("3d_fullres")
+        network = build_network(
+            plans.configuration("3d_fullres").architecture,
+            num_inputs=1,
+            num_logits=2,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return write_bundle(
+            folder,
+            spec=DatasetSpec(name="a", channels=("CT",), labels={"background": 0, "liver": 1}),
+            plans=plans,
+            configuration="3d_fullres",
+            weights={"fold_0": {"final": network.state_dict()}},
+            semantics=Semantics(),
+        )
+
+    def test_an_ensemble_predicts_the_weighted_mean(self, tmp_path):
+        bundle, other = (self.real(tmp_path / str(seed), seed) for seed in (3, 9))
+        joined = join([bundle.folder, other.folder], tmp_path / "both", weights=[2, 1])
+        image = np.random.default_rng(3).normal(40, 30, (1, 14, 20, 16)).astype(np.float32)
+        case = (image, np.diag([0.9, 1.2, 2.0, 1.0]))
+        options = {"probabilities": True, "tta": "none"}
+        found = load(joined, device="cpu").predict(case, **options).probabilities
+        both = load([bundle.folder, other.folder], device="cpu", weights=[2, 1])
+        np.testing.assert_array_equal(found, both.predict(case, **options).probabilities)
+        assert np.abs(found - load(bundle.folder, device="cpu").predict(case, **options)
+                      .probabilities).max() > 1e-3  # fmt: skip
+
+    def test_fewer_than_two_or_other_weights_are_refused(self, bundle, tmp_path):
+        with pytest.raises(ConfigError, match="got 1 models and no weights"):
+            join([bundle.folder], tmp_path / "one")
+        with pytest.raises(ConfigError, match="got 2 models and 1 weights"):
+            join([bundle.folder] * 2, tmp_path / "one", weights=[1])
+        assert not (tmp_path / "one").exists()

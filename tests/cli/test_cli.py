@@ -135,6 +135,7 @@ OPTIONS = {
     "bundle": set(),
     "bundle pack": {"MODEL", "-o", "--output"},
     "bundle unpack": {"FILE", "-o", "--output"},
+    "bundle join": {"MODEL", "-o", "--output", "--weights"},
     "bundle info": {"MODEL"},
     "models": set(),
     "models list": {"WORD"},
