@@ -12,8 +12,8 @@ def printable(text: str) -> str:
     """Return a text whose invisible characters are spelled out, such as those that move a cursor.
 
     Examples:
-        >>> printable("liver" + chr(27) + "[2J")
-        'liver\\x1b[2J'
+        >>> print(printable("liver" + chr(27) + "[2J"))
+        liver\\x1b[2J
     """
     return "".join(
         letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
