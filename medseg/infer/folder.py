@@ -188,7 +188,7 @@ def _previous(model: Model, cases: Cases, folder: str | Path | None) -> dict[str
     if folder is None:
         return {}
     for member in model.members:
-        if member.previous is None:
+        if member.bundle.configuration.previous_stage is None:
             raise ConfigError(
                 f"previous_stage is given, but {member.bundle.configuration_name!r} has no stage "
                 "before it; leave it out."
