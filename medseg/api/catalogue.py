@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.api.download import Paths, checksum_problem, download, file_checksum
-from medseg.bundles.files import MANIFEST
+from medseg.api.download import Paths, checksum_problem, download
+from medseg.bundles.files import MANIFEST, file_checksum
 from medseg.data.workspace import DEFAULT_WORKSPACE, DOWNLOADS, FETCHED
 from medseg.errors import BundleError, ConfigError, near_names
 from medseg.schema.base import read
@@ -118,7 +118,7 @@ def fetch(  # noqa: PLR0913 - what, where to and from, and what to do with it, b
         sha256 = record.sha256
     else:
         archive = _mirrored(entry, Path(mirror))
-        sha256 = file_checksum(archive, "sha256")
+        sha256 = file_checksum(archive)
     own = _import_totalsegmentator if entry.format == "totalsegmentator" else _import_nnunet
     (importer or own)(archive, output, configuration=configuration)
     return Fetched(entry=entry, archive=archive, sha256=sha256, bundle=output)

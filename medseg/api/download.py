@@ -11,7 +11,6 @@ FOLDER/
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import math
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from medseg.bundles.files import file_checksum
 from medseg.errors import BundleError, ConfigError, DatasetError
 from medseg.execute.progress import progress_bar
 from medseg.execute.sizes import size_words
@@ -116,12 +116,6 @@ def download(
     return record
 
 
-def file_checksum(path: Path, algorithm: str) -> str:
-    """Return the checksum of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def checksum_problem(path: Path, checksum: str) -> str | None:
     """Return how a file differs from a published checksum, in words; None if it does not."""
     if not checksum:
@@ -138,7 +132,7 @@ def _already_there(paths: Paths, address: str, checksum: str) -> DownloadRecord 
     record = _read_or_none(DownloadRecord, paths.record)
     if record is None or record.address != address or not paths.file.is_file():
         return None
-    if file_checksum(paths.file, "sha256") != record.sha256:
+    if file_checksum(paths.file) != record.sha256:
         logger.warning("%s: damaged since it was downloaded; downloading it again.", paths.file)
         return None
     if record.compared_with != checksum:
@@ -296,7 +290,7 @@ def _verified(paths: Paths, address: str, checksum: str) -> str:
             "command again; if it happens again, the file there has changed, or the connection "
             "alters it."
         )
-    return file_checksum(paths.part, "sha256")
+    return file_checksum(paths.part)
 
 
 def _warn_of_change(paths: Paths, address: str, sha256: str) -> None:

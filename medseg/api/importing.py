@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from medseg.bundles.bundle import MANIFEST, Bundle, write_bundle
+from medseg.bundles.files import file_checksum
 from medseg.bundles.members import Composite, write_chain
 from medseg.errors import BundleError, ConfigError, near_names
 from medseg.interop.nnunet.foreign import ForeignModel, Weights
@@ -151,25 +151,25 @@ def imported(path: Path, cache: Path) -> Path:
     if _is_archive(path):
         folder = cache / _key([(path.name, path)])
         return cached(folder, lambda output: import_nnunet(path, output))
-    with _unpacked(path, {}, None, cache / "bundle") as found:
-        model = _read(found, None, None)
-        chosen = _every_fold(found, model)
-        folder = cache / _key(_sources(found, model))
-        if (folder / MANIFEST).is_file():
-            return folder
-        logger.info("importing %s into %s", path, folder)
-        if chosen is not None:
-            model = _read(found, chosen, None)
-        return cached(folder, lambda output: _write(model, output, chosen, "argmax"))
+    found = choose_model(find_models(path), str(path))
+    model = _read(found, None, None)
+    chosen = _every_fold(found, model)
+    folder = cache / _key(_sources(found, model))
+    if (folder / MANIFEST).is_file():
+        return folder
+    logger.info("importing %s into %s", path, folder)
+    if set(chosen) != set(model.weights):
+        model = _read(found, chosen, None)
+    return cached(folder, lambda output: _write(model, output, chosen, "argmax"))
 
 
-def _every_fold(found: Found, model: ForeignModel) -> tuple[str, ...] | None:
-    """Return all folds there are, so that each can be asked for later; None: the numbered ones.
+def _every_fold(found: Found, model: ForeignModel) -> tuple[str, ...]:
+    """Return all folds there are, so that each can be asked for later.
 
-    A cascade takes those for which there is a first stage.
+    A cascade keeps those it was read with: its first stage may not have others.
     """
     (configuration,) = model.plans.configurations.values()
-    return found.folds if configuration.previous_stage is None else None
+    return found.folds if configuration.previous_stage is None else tuple(model.weights)
 
 
 def cached(folder: Path, make: Callable[[Path], object]) -> Path:
@@ -357,7 +357,5 @@ def _key(files: Sequence[tuple[str, Path]]) -> str:
     """Return a checksum over the names and the content of files, and the way of importing them."""
     total = hashlib.sha256(f"import {IMPORT_VERSION}\n".encode())
     for name, file in files:
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        total.update(f"{os.fspath(name)}\0{digest}\n".encode())
+        total.update(f"{name}\0{file_checksum(file)}\n".encode())
     return total.hexdigest()

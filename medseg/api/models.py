@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medseg.bundles.bundle import MANIFEST, find_bundle
+from medseg.bundles.files import file_checksum
 from medseg.data.workspace import DEFAULT_WORKSPACE, FETCHED, IMPORTED
 from medseg.errors import BundleError, near_names
 
@@ -103,8 +103,7 @@ def _of_archive(path: Path, workspace: Path) -> Path:
         is_bundle = any(name.split("/")[-1] == MANIFEST for name in archive.names())
     if not is_bundle:
         return imported(path, workspace / IMPORTED)
-    with path.open("rb") as file:
-        folder = workspace / IMPORTED / hashlib.file_digest(file, "sha256").hexdigest()
+    folder = workspace / IMPORTED / file_checksum(path)
     return cached(folder, lambda output: unpack(path, output))
 
 

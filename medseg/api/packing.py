@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from medseg.api.models import resolve
-from medseg.bundles.files import MANIFEST, MEMBERS, written_whole
+from medseg.bundles.files import MANIFEST, MEMBERS, file_checksum, written_whole
 from medseg.bundles.members import read_any, write_ensemble
 from medseg.bundles.tree import all_files, listed_in, member_names
 from medseg.data.workspace import DEFAULT_WORKSPACE
@@ -62,7 +62,7 @@ def pack(
     folder = resolve(model, workspace)
     top = _verified_name(folder)
     files = dict(sorted(all_files(folder)))
-    files[MANIFEST] = _digest(folder / MANIFEST)
+    files[MANIFEST] = file_checksum(folder / MANIFEST)
     require_space(output, sum((folder / name).stat().st_size for name in files))
     output.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part")
@@ -181,11 +181,6 @@ def _check(part: Path, files: dict[str, str], top: str, output: Path) -> None:
     if problems:
         what = f"{output}: was not written well, and is not kept:"
         raise BundleError("\n".join([what, *problems, "Check the disk, and pack again."]))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_in(archive: Archive, name: str) -> str:

@@ -194,7 +194,7 @@ def write_bundle(  # noqa: PLR0913 - the parts of a bundle, all but its place by
         write(part / MANIFEST, manifest)
         if problems := _cascade_problems(read_bundle(part)):
             raise BundleError("\n".join([f"{folder}: not written.", *problems]))
-    return read_bundle(folder)
+    return _open(folder, manifest)  # verified before it was put here
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -111,15 +111,16 @@ def checksums(folder: Path) -> dict[str, str]:
     """Return the checksum of every file; of a member that of its manifest, which has the others."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     return {
-        name.as_posix(): _sha256(path)
+        name.as_posix(): file_checksum(path)
         for name, path in sorted(files.items())
         if name.parts[0] != MEMBERS or (len(name.parts) == 3 and name.name == MANIFEST)
     }
 
 
-def _sha256(path: Path) -> str:
+def file_checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Return the checksum of a file in hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def verify(folder: Path, sha256: Mapping[str, str], needed: Iterable[str]) -> None:
@@ -152,7 +153,7 @@ def _file_problem(folder: Path, name: str, expected: str) -> str | None:
     path = folder / relative
     if not path.is_file():
         return "missing"
-    found = _sha256(path)
+    found = file_checksum(path)
     if found != expected:
         return f"sha256 is {found[:12]}..., expected {expected[:12]}..."
     return None

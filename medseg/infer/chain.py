@@ -7,7 +7,6 @@ logits are gone before the next part begins.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from medseg.bundles.bundle import Bundle
-from medseg.bundles.files import MANIFEST
+from medseg.bundles.files import MANIFEST, file_checksum
 from medseg.bundles.members import AnyBundle, Composite
 from medseg.errors import BundleError, ConfigError
 from medseg.execute.resources import resident_bytes
@@ -97,7 +96,7 @@ class Ensemble(Model):
     @cached_property
     def sha256(self) -> str:
         """Return a checksum of everything the model is made of: of its own `bundle.json`."""
-        return _manifest_sha256(self.bundle.folder)
+        return file_checksum(self.bundle.folder / MANIFEST)
 
 
 class Chain(Model):
@@ -141,7 +140,7 @@ class Chain(Model):
     @cached_property
     def sha256(self) -> str:
         """Return a checksum of everything the model is made of: of its own `bundle.json`."""
-        return _manifest_sha256(self.bundle.folder)
+        return file_checksum(self.bundle.folder / MANIFEST)
 
     def options(
         self,
@@ -248,10 +247,6 @@ class Chain(Model):
         """Measure and judge the merged label map, which has been postprocessed already."""
         result = super().finish(computed, replace(options, postprocess=False))
         return replace(result, is_postprocessed=self._stored is not None and options.postprocess)
-
-
-def _manifest_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def _computed(part: Model, job: Job, options: Options, should_stop: Callable[[], bool]) -> Computed:

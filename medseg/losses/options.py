@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from typing import Any
 
 from medseg.errors import ConfigError, near_names
 from medseg.losses.compound import LossFactory
+from medseg.schema.base import is_number
 
 _GIVEN_BY_OTHERS = ("batch_dice", "has_regions")
 """Arguments of every factory: of the plans or `loss.batch_dice`, and of the labels."""
 
 _Rule = tuple[Callable[[Any], bool], str]
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_WEIGHT: _Rule = (lambda value: _is_number(value) and value >= 0, "a number, at least 0")
+_WEIGHT: _Rule = (lambda value: is_number(value) and value >= 0, "a number, at least 0")
 _RULES: dict[str, _Rule] = {
     "squared": (lambda value: isinstance(value, bool), "true or false"),
-    "smooth": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "k": (lambda value: _is_number(value) and 0 < value <= 100, "percent, above 0, at most 100"),
+    "smooth": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "k": (lambda value: is_number(value) and 0 < value <= 100, "percent, above 0, at most 100"),
     "gamma": _WEIGHT,
     "alpha": _WEIGHT,
     "beta": _WEIGHT,

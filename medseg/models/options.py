@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from medseg.errors import near_names
 from medseg.models.blocks import Activation, BlockStyle, Norm, NormMethod, Shortcut
+from medseg.schema.base import is_number
 from medseg.schema.plans import Architecture
 
 _STYLE = ("norm", "epsilon", "activation", "slope", "activation_first")
@@ -25,13 +26,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "shortcut": get_args(Shortcut),
 }
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epsilon": (lambda value: _is_number(value) and value > 0, "a positive number"),
-    "slope": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "epsilon": (lambda value: is_number(value) and value > 0, "a positive number"),
+    "slope": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "activation_first": (lambda value: isinstance(value, bool), "true or false"),
 }
 _IDLE = (("slope", "activation", "leaky_relu"), ("epsilon", "norm", "instance or batch"))
 """Options that say nothing unless another one has a certain value."""
-_LARGEST_NUMBER = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +136,3 @@ def _kernel_problems(architecture: Architecture, given: dict[str, Any]) -> list[
 def _is_kernel(value: Any, num_axes: int) -> bool:
     is_list = isinstance(value, (list, tuple)) and len(value) == num_axes
     return is_list and all(type(size) is int and size > 0 and size % 2 for size in value)
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < _LARGEST_NUMBER  # neither NaN nor infinite

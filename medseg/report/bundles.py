@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import safetensors
 
 from medseg.bundles.bundle import Bundle
-from medseg.bundles.files import MANIFEST
+from medseg.bundles.files import MANIFEST, file_checksum
 from medseg.bundles.members import AnyBundle, Composite, read_any
 from medseg.bundles.tree import all_files
 from medseg.execute.sizes import size_words
@@ -50,7 +49,7 @@ def _blocks(bundle: AnyBundle, title: str) -> Iterator[str]:
         "size": f"{size_words(sum(path.stat().st_size for path in files))} in {len(files)} files",
         "checksum": f"sha256 of {MANIFEST}, which holds those of the other files:",
     }
-    digest = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+    digest = file_checksum(bundle.folder / MANIFEST)
     lines = _lines({name: text for name, text in rows.items() if text})
     yield "\n".join([title, *lines, f"{' ' * (WIDTH - len(digest))}{digest}"])
     if isinstance(bundle, Composite):

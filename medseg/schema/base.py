@@ -21,6 +21,10 @@ FILE_NAME = re.compile(r"\w[\w.+-]*")
 """Names that may become those of files and folders, wherever they come from."""
 
 
+_LARGEST_NUMBER = 1e300
+"""Integers of any length may stand in JSON; beyond this no float would hold them."""
+
+
 class Schema(BaseModel):
     """Base of every file medseg reads or writes: immutable, unknown keys refused."""
 
@@ -114,6 +118,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a plain value is a real, finite number, and no truth value.
+
+    Examples:
+        >>> is_number(2), is_number(True), is_number(float("nan")), is_number(10**400)
+        (True, False, False, False)
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < _LARGEST_NUMBER
 
 
 def _quoted(text: str) -> str:

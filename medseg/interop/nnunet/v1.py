@@ -33,7 +33,7 @@ from medseg.interop.nnunet.v1_trainers import (
     mirror_axes_of,
     trainer_of,
 )
-from medseg.interop.nnunet.v1_values import problem_lines, shown
+from medseg.interop.nnunet.v1_values import problem_lines
 from medseg.interop.nnunet.v1_weights import (
     V1Network,
     check_network,
@@ -41,6 +41,7 @@ from medseg.interop.nnunet.v1_weights import (
     read_network,
     renamed,
 )
+from medseg.interop.nnunet.v2_values import shown
 from medseg.schema.bundle import Resampling, Semantics
 from medseg.schema.plans import Configuration, Plans
 

@@ -10,7 +10,7 @@ from typing import Any
 from medseg.errors import BundleError
 from medseg.interop.nnunet.v1_plans import StagePlans
 from medseg.interop.nnunet.v1_trainers import REGIONS, REGIONS_CLASS_ORDER
-from medseg.interop.nnunet.v1_values import shown
+from medseg.interop.nnunet.v2_values import shown
 from medseg.schema.dataset import DatasetSpec
 
 _FILE = "dataset.json"

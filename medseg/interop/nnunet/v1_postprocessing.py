@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import BundleError
-from medseg.interop.nnunet.v1_values import number_of, problem_lines, shown, whole_number
+from medseg.interop.nnunet.v1_values import number_of, problem_lines, whole_number
+from medseg.interop.nnunet.v2_values import shown
 from medseg.schema.postprocessing import KeepLargest, Postprocessing
 
 FILE = "postprocessing.json"

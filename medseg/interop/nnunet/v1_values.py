@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from medseg.interop.nnunet.v2_values import shown
 
 _EXACT = 2**53
 
@@ -17,12 +18,6 @@ def problem_lines(origin: str, problems: Sequence[str]) -> str:
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     lines = [f"{count} in {origin}:", *(f"  {problem}" for problem in problems)]
     return "\n".join([*lines, "Copy the model's files again, or ask its owner for whole ones."])
-
-
-def shown(value: Any) -> str:
-    """Return a value of a foreign file in a few words, however large it is."""
-    text = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
-    return ascii(text)[1:-1]
 
 
 class Reader:

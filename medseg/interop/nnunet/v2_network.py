@@ -17,11 +17,10 @@ from medseg.interop.nnunet.v2_values import (
     Whole,
     as_many,
     as_whole,
-    is_number,
     one_of,
     only,
 )
-from medseg.schema.base import Schema
+from medseg.schema.base import Schema, is_number
 
 MOST_STAGES = 16
 NETWORKS = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
@@ -140,14 +139,14 @@ class NetworkArguments(Schema):
     @field_validator("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage", mode="before")
     @classmethod
     def _for_every_stage(cls, value: Any, info: ValidationInfo) -> Any:
-        is_number = isinstance(as_whole(value), int) and not isinstance(value, bool)
-        return (value,) * info.data.get("n_stages", 1) if is_number else value
+        is_one = isinstance(as_whole(value), int) and not isinstance(value, bool)
+        return (value,) * info.data.get("n_stages", 1) if is_one else value
 
     @field_validator("n_conv_per_stage_decoder", mode="before")
     @classmethod
     def _for_every_step_up(cls, value: Any, info: ValidationInfo) -> Any:
-        is_number = isinstance(as_whole(value), int) and not isinstance(value, bool)
-        return (value,) * (info.data.get("n_stages", 2) - 1) if is_number else value
+        is_one = isinstance(as_whole(value), int) and not isinstance(value, bool)
+        return (value,) * (info.data.get("n_stages", 2) - 1) if is_one else value
 
     @field_validator("kernel_sizes", "strides", mode="before")
     @classmethod

@@ -16,7 +16,8 @@ from medseg.interop.nnunet.v2_files import (
     RecentEntry,
 )
 from medseg.interop.nnunet.v2_network import NETWORKS, NetworkEntry
-from medseg.interop.nnunet.v2_values import checked, is_number, printable, shown
+from medseg.interop.nnunet.v2_values import checked, printable, shown
+from medseg.schema.base import is_number
 from medseg.schema.bundle import Orientation, Semantics
 from medseg.schema.fingerprint import IntensityStatistics
 from medseg.schema.plans import Architecture, Configuration, Plans

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError, ValidationInfo
 
 from medseg.errors import BundleError, near_names
@@ -17,7 +18,6 @@ from medseg.schema.base import Schema
 _LONGEST, _MOST_FEATURES, _MOST_BLOCKS, _LARGEST_STEP = 2**14, 2**14, 64, 32
 _SMALLEST_SPACING, _LARGEST_SPACING = 1e-6, 1e6
 _MAX_BYTES = 2**26
-_LARGEST_NUMBER = 1e300
 S = TypeVar("S", bound=Schema)
 
 
@@ -75,11 +75,6 @@ def as_many(values: Any, info: ValidationInfo, other: str, *, fewer: int = 0) ->
         raise ValueError(f"it has {len(values)} {entries}; expected {expected}, as {other} says")
 
 
-def is_number(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < _LARGEST_NUMBER  # neither NaN nor infinite
-
-
 def only(values: dict[str, Any] | None, allowed: Mapping[str, Callable[[Any], bool]]) -> Any:
     """Return arguments if each is known and has a value that is understood."""
     wrong = [
@@ -127,7 +122,7 @@ def printable(text: str) -> str:
 
 def shown(value: Any) -> str:
     """Return a value of a foreign file in a few words, however large it is."""
-    return ascii(reprlib.repr(value))[1:-1]
+    return ascii(reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value))[1:-1]
 
 
 def read_foreign_json(path: Path) -> Any:
