@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from medseg.errors import ConfigError, DatasetError
+from medseg.errors import DatasetError
 from medseg.infer.case_files import CaseFiles, Clock, case_files
 from medseg.infer.inputs import Cases, collect_cases, part_of, refusal
 from medseg.infer.jobs import Job
@@ -188,11 +188,7 @@ def _previous(model: Model, cases: Cases, folder: str | Path | None) -> dict[str
     if folder is None:
         return {}
     for member in model.members:
-        if member.bundle.configuration.previous_stage is None:
-            raise ConfigError(
-                f"previous_stage is given, but {member.bundle.configuration_name!r} has no stage "
-                "before it; leave it out."
-            )
+        member.require_stage_before()
     known = {
         case: [path for ending in ENDINGS if (path := Path(folder) / f"{case}{ending}").is_file()]
         for case in cases

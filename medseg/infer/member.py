@@ -170,14 +170,20 @@ class Member:
     def _check_told(self, told: NDArray[np.integer[Any]] | None) -> None:
         """Raise ConfigError if what the stage before found is missing, or nobody asked for it."""
         name, wanted = self.bundle.configuration_name, self.bundle.configuration.previous_stage
-        if told is not None and wanted is None:
-            raise ConfigError(
-                f"previous_stage is given, but {name!r} has no stage before it; leave it out."
-            )
+        if told is not None:
+            self.require_stage_before()
         if told is None and wanted is not None and self.previous is None:
             raise ConfigError(
                 f"{name!r} needs what {wanted!r} finds, and {self.bundle.folder} does not hold "
                 "that model. Give its label map with previous_stage (--previous-stage)."
+            )
+
+    def require_stage_before(self) -> None:
+        """Raise ConfigError unless this is the second stage of a cascade, its first here or not."""
+        if self.bundle.configuration.previous_stage is None:
+            raise ConfigError(
+                f"previous_stage is given, but {self.bundle.configuration_name!r} has no stage "
+                "before it; leave it out."
             )
 
     def _on_network_grid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from medseg.bundles.bundle import PREVIOUS, check_supported, read_bundle, write_
 from medseg.errors import BundleError, ConfigError
 from medseg.geometry import SpatialRecord
 from medseg.infer.export import indices_for_next_stage
+from medseg.infer.folder import predict_folder
 from medseg.infer.loading import load
 from medseg.infer.member import Member
 from medseg.infer.model import Model
@@ -402,6 +404,21 @@ class TestBundle:
         both = load(cascade.folder, device="cpu").predict(image(), previous_stage=found)
         given = alone.predict(image(), previous_stage=found)
         np.testing.assert_array_equal(given.segmentation, both.segmentation)
+
+    def test_a_second_stage_alone_takes_label_maps_from_a_folder(self, two, cascade, tmp_path):
+        alone = load(two.second(tmp_path / "second", None).folder, device="cpu")
+        channels, affine = image()
+        for number, channel in enumerate(channels):
+            nib.save(nib.Nifti1Image(channel, affine), tmp_path / f"a_{number:04d}.nii.gz")
+        case = [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]
+        found = load(cascade.folder.parent / "first", device="cpu").predict(case)
+        (tmp_path / "before").mkdir()
+        found.save(tmp_path / "before/a.nii.gz")
+        rows = predict_folder(alone, case, tmp_path / "out", previous_stage=tmp_path / "before")
+        assert [row.status for row in rows] == ["done"]
+        expected = alone.predict(case, previous_stage=found.segmentation).segmentation
+        written = np.asarray(nib.load(tmp_path / "out/a.nii.gz").dataobj)
+        np.testing.assert_array_equal(written, expected)
 
     def test_a_cascade_that_hides_its_first_stage_is_refused(self, two, tmp_path):
         bundle = two.second(tmp_path / "second", two.first(tmp_path / "first").folder)
