@@ -19,7 +19,6 @@ installed batchgenerators (up to 0.25.3 the last of those with at least half, la
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -36,6 +35,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from interop_fixtures import parse_options, read
 from interop_v1_original import CHECKPOINT, predict, prepare_original, quiet
 from scipy.ndimage import gaussian_filter
 
@@ -46,11 +46,7 @@ Fixture = Callable[[Path], None]
 
 def main() -> None:
     """Write fixtures, or check some."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--only", nargs="+", choices=sorted(FIXTURES), default=sorted(FIXTURES))
-    parser.add_argument("--check", type=Path, nargs="+", default=[])
-    options = parser.parse_args()
+    options = parse_options(__doc__, FIXTURES)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         fixtures = [path.absolute() for path in options.check]
@@ -88,11 +84,6 @@ def check(fixture: Path) -> None:
         said.append(f"{name} {np.abs(wanted - found).max() if same else 'has another shape'}")
     wanted, found = (read(place / "case.nii.gz") for place in (fixture / "out", out))
     print(f"{fixture.name}: {', '.join(said)}, {int((wanted != found).sum())} labels differ")
-
-
-def read(path: Path) -> np.ndarray:
-    """Return an image's values, (z, y, x)."""
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def describe(fixture: Path) -> None:

@@ -5,8 +5,6 @@ For interop_v1_fixtures.py, in an environment of nnU-Net v1.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import shutil
 import sys
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from interop_fixtures import quiet
 
 CHECKPOINT = "model_final_checkpoint"
 
@@ -77,18 +76,6 @@ def preprocess_here(
         trainer.preprocess_patient, queue, cases, targets, previous, classes, forward
     )
     yield from (result for result in results if not isinstance(result, str))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the original prints for the case that it fails."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            yield
-    except BaseException:
-        sys.stderr.write(said.getvalue()[-4000:])
-        raise
 
 
 def predict(

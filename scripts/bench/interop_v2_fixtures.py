@@ -18,7 +18,6 @@ prediction and export are the original's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from interop_fixtures import parse_options, read
 from interop_v2_original import CHECKPOINT, FULL, predict, prepare_original, write_model
 from interop_v2_plans import (
     DATASET,
@@ -51,11 +51,7 @@ Fixture = Callable[[Path], None]
 
 def main() -> None:
     """Write fixtures, or check some."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--only", nargs="+", choices=sorted(FIXTURES), default=sorted(FIXTURES))
-    parser.add_argument("--check", type=Path, nargs="+", default=[])
-    options = parser.parse_args()
+    options = parse_options(__doc__, FIXTURES)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         prepare_original(Path(work))
@@ -80,11 +76,6 @@ def check(fixture: Path) -> None:
         wanted, found = (read(folder / "case.nii.gz") for folder in (fixture / "out", out))
     differ = int((wanted != found).sum())
     print(f"{fixture.name}: probabilities {largest:.1g}, {differ} labels differ")
-
-
-def read(path: Path) -> np.ndarray:
-    """Return an image's values, (z, y, x)."""
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def probabilities(folder: Path) -> np.ndarray:

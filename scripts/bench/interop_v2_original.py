@@ -5,21 +5,19 @@ For interop_v2_fixtures.py, in an environment of nnU-Net v2.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import os
 import sys
 import types
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from interop_fixtures import quiet
 from interop_v2_plans import DATASET, PLANS, Content, dataset_of
 from scipy.ndimage import gaussian_filter
 
@@ -168,15 +166,3 @@ def predict(
         )
     for name in ("predict_from_raw_data_args.json", "dataset.json", "plans.json"):
         (out / name).unlink()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the original prints for the case that it fails."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            yield
-    except BaseException:
-        sys.stderr.write(said.getvalue()[-4000:])
-        raise
