@@ -24,7 +24,7 @@ from medseg.preprocess.pipeline import (
 from medseg.resample import is_anisotropic
 from medseg.schema.bundle import Resampling, Semantics
 from medseg.schema.fingerprint import IntensityStatistics
-from medseg.schema.plans import Architecture, Configuration, Plans
+from tests.preprocess.small_plans import make_configuration, make_plans
 
 CT = IntensityStatistics(
     mean=61.5, std=23.25, median=60, min=-90, max=300, percentile_00_5=-20, percentile_99_5=110
@@ -36,40 +36,6 @@ V1 = Semantics(
     separate_by="image", previous="labels_uncropped",
 )  # fmt: skip
 BOTH = [normalize, normalize_literal]
-
-
-def make_configuration(spacing, *, normalization=("zscore", "ct"), use_mask=(True, False)):
-    dimensions = len(spacing)
-    architecture = Architecture(
-        kind="plain_unet",
-        features=(4,),
-        kernel_sizes=((3,) * dimensions,),
-        strides=((1,) * dimensions,),
-        blocks_encoder=(1,),
-        blocks_decoder=(),
-    )
-    return Configuration(
-        patch_size=(8,) * dimensions,
-        batch_size=2,
-        spacing=spacing,
-        median_shape=(16.0,) * dimensions,
-        normalization=normalization,
-        use_mask_for_norm=use_mask,
-        batch_dice=False,
-        architecture=architecture,
-    )
-
-
-def make_plans(configuration, network_axes=(0, 1, 2)):
-    return Plans(
-        name="tiny",
-        dataset="Dataset999_Tiny",
-        network_axes=network_axes,
-        original_median_spacing=(2.0, 1.0, 1.0),
-        original_median_shape=(16.0, 16.0, 16.0),
-        intensity=(CT,) * len(configuration.normalization),
-        configurations={"one": configuration},
-    )
 
 
 def make_image(shape=(17, 14, 11), channels=2, seed=5):
@@ -88,7 +54,7 @@ def run(channels, affine, configuration, semantics, *, transpose=(0, 1, 2), **op
     return preprocess_case(
         channels,
         affine,
-        plans=make_plans(configuration, network_axes),
+        plans=make_plans(configuration, network_axes, CT),
         configuration=configuration,
         semantics=semantics,
         orientation="stored_sitk",
@@ -621,6 +587,6 @@ def test_a_label_map_is_left_alone_or_refused():
 
 def test_a_datasets_bounds_are_part_of_what_a_case_depends_on():
     configuration = make_configuration((1.0, 1.0, 1.0), normalization=("ct_case", "none"))
-    plans = make_plans(configuration)
+    plans = make_plans(configuration, (0, 1, 2), CT)
     other = plans.model_copy(update={"intensity": (FLAT, FLAT)})
     assert parameters(plans, configuration) != parameters(other, configuration)

@@ -10,7 +10,7 @@ from skimage.transform import resize as skimage_resize
 
 from medseg.preprocess.pipeline import preprocess_case
 from medseg.schema.fingerprint import IntensityStatistics
-from medseg.schema.plans import Architecture, Configuration, Plans
+from tests.preprocess.small_plans import make_configuration, make_plans
 
 STATISTICS = IntensityStatistics(
     mean=60.0, std=40.0, median=50, min=-90, max=300, percentile_00_5=-20, percentile_99_5=150
@@ -18,45 +18,11 @@ STATISTICS = IntensityStatistics(
 NETWORK_AXES = (2, 0, 1)
 
 
-def make_configuration(spacing, *, use_mask=(True, False), normalization=("zscore", "ct")):
-    dimension = len(spacing)
-    architecture = Architecture(
-        kind="plain_unet",
-        features=(4,),
-        kernel_sizes=((3,) * dimension,),
-        strides=((1,) * dimension,),
-        blocks_encoder=(1,),
-        blocks_decoder=(),
-    )
-    return Configuration(
-        patch_size=(8,) * dimension,
-        batch_size=2,
-        spacing=spacing,
-        median_shape=(16.0,) * dimension,
-        normalization=normalization,
-        use_mask_for_norm=use_mask,
-        batch_dice=False,
-        architecture=architecture,
-    )
-
-
-def make_plans(configuration, network_axes=NETWORK_AXES):
-    return Plans(
-        name="tiny",
-        dataset="Dataset999_Tiny",
-        network_axes=network_axes,
-        original_median_spacing=(2.0, 1.0, 1.0),
-        original_median_shape=(16.0, 16.0, 16.0),
-        intensity=(STATISTICS, STATISTICS),
-        configurations={"one": configuration},
-    )
-
-
 def run(channels, affine, configuration, segmentation=None, network_axes=NETWORK_AXES):
     return preprocess_case(
         channels,
         affine,
-        plans=make_plans(configuration, network_axes),
+        plans=make_plans(configuration, network_axes, STATISTICS),
         configuration=configuration,
         segmentation=segmentation,
     )
